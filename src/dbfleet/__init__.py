@@ -1,0 +1,56 @@
+"""django-dbfleet: a Django project on a fleet of databases.
+
+Guards one invariant: ``from dbfleet import Cluster, Sharded, databases`` in
+``settings.py`` imports neither models nor settings. Names that need them are
+imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dbfleet.topology.declaration import Cluster, Sharded, databases
+
+if TYPE_CHECKING:
+    from dbfleet.placement.layouts import LOCAL, REFERENCE
+    from dbfleet.placement.router import PlacementRouter
+    from dbfleet.runtime import close_runtime, scope
+    from dbfleet.sessions import consistency
+    from dbfleet.sessions.pins import on_shard, pin
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "LOCAL",
+    "REFERENCE",
+    "Cluster",
+    "PlacementRouter",
+    "Sharded",
+    "close_runtime",
+    "consistency",
+    "databases",
+    "on_shard",
+    "pin",
+    "scope",
+]
+
+_LAZY = {
+    "LOCAL": "dbfleet.placement.layouts",
+    "PlacementRouter": "dbfleet.placement.router",
+    "REFERENCE": "dbfleet.placement.layouts",
+    "close_runtime": "dbfleet.runtime",
+    "consistency": "dbfleet.sessions",
+    "on_shard": "dbfleet.sessions.pins",
+    "pin": "dbfleet.sessions.pins",
+    "scope": "dbfleet.runtime",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,1 @@
+"""``ENGINE = "dbfleet.backend"``: the thin layer between Django and the fleet."""

@@ -1,0 +1,137 @@
+"""Compilers that ask the fleet where their statement goes.
+
+Subclasses of the vendor's compilers that wrap a few methods and copy none: SQL,
+converters and results stay Django's.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from django.db.models.sql.compiler import (
+    SQLDeleteCompiler,
+    SQLInsertCompiler,
+    SQLUpdateCompiler,
+)
+
+from dbfleet.planner.blocks import groups_by_key
+
+
+@lru_cache(maxsize=256)
+def fleet_compiler(vendor_compiler: type, *, is_sharded: bool) -> type:
+    """The fleet's subclass of a vendor's compiler, made once."""
+    mixin: type = ReadMixin if is_sharded else ClusterReadMixin
+    for base, candidate in (
+        (SQLInsertCompiler, InsertMixin),
+        (SQLUpdateCompiler, UpdateMixin),
+        (SQLDeleteCompiler, DeleteMixin),
+    ):
+        if issubclass(vendor_compiler, base):
+            mixin = candidate
+    body = {
+        "__module__": vendor_compiler.__module__,
+        "__qualname__": vendor_compiler.__qualname__,
+    }
+    return type(vendor_compiler.__name__, (mixin, vendor_compiler), body)
+
+
+class CompilerMixin:
+    """What every compiler of a fleet does: tell the recorder what it looks at."""
+
+    connection: Any
+    query: Any
+
+    def get_from_clause(self) -> Any:
+        found = super().get_from_clause()  # type: ignore[misc]
+        self.connection.routing.record(self)
+        return found
+
+    def collapse_group_by(self, expressions: Any, having: Any) -> Any:
+        routing = self.connection.routing
+        if (
+            routing.is_planning
+            and not groups_by_key(self.query)
+            and self.connection.engine.infers_group_by(self.connection)
+        ):
+            # Inline rows have no primary key that a server could infer from.
+            return expressions
+        return super().collapse_group_by(expressions, having)  # type: ignore[misc]
+
+    def as_sql(self, *args: Any, **kwargs: Any) -> Any:
+        ready = self.__dict__.pop("_ready", None)
+        if ready is not None:
+            return ready
+        return super().as_sql(*args, **kwargs)  # type: ignore[misc]
+
+
+class ReadMixin(CompilerMixin):
+    """SELECT, aggregates included."""
+
+    def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
+        return self.connection.routing.read(
+            self,
+            super().execute_sql,  # type: ignore[misc]
+            *args,
+            **kwargs,
+        )
+
+
+class ClusterReadMixin:
+    """SELECT of an alias without shards: nothing but its server is to be found."""
+
+    connection: Any
+
+    def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
+        return self.connection.routing.read_cluster(
+            self,
+            super().execute_sql,  # type: ignore[misc]
+            *args,
+            **kwargs,
+        )
+
+
+class InsertMixin(CompilerMixin):
+    """INSERT; values that decide a shard are fixed before its SQL is made."""
+
+    #: (object, attribute) -> value, where it had to be known before the SQL
+    settled: dict[tuple[int, str], Any] | None = None
+
+    def pre_save_val(self, field: Any, obj: Any) -> Any:
+        if self.settled:
+            key = (id(obj), field.attname)
+            if key in self.settled:
+                return self.settled[key]
+        return super().pre_save_val(field, obj)  # type: ignore[misc]
+
+    def execute_sql(self, returning_fields: Any = None) -> Any:
+        return self.connection.routing.writes.insert(
+            self,
+            super().execute_sql,  # type: ignore[misc]
+            returning_fields,
+        )
+
+
+class WriteMixin(CompilerMixin):
+    """UPDATE and DELETE; ``run_plain`` executes without asking for a route."""
+
+    def execute_sql(self, result_type: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return self.connection.routing.writes.write(self, result_type, self.run_plain)
+
+    def run_plain(self, result_type: Any) -> Any:
+        return super().execute_sql(result_type)  # type: ignore[misc]
+
+
+class UpdateMixin(WriteMixin):
+    """UPDATE, with RETURNING since Django 6.0."""
+
+    def execute_returning_sql(self, returning_fields: Any) -> Any:
+        return self.connection.routing.writes.update_returning(
+            self,
+            returning_fields,
+            super().execute_returning_sql,  # type: ignore[misc]
+        )
+
+
+class DeleteMixin(WriteMixin):
+    """DELETE."""

@@ -1,0 +1,600 @@
+"""From a compiled statement to the nodes that carry it out, for one alias wrapper.
+
+Collects what the planner needs, asks it, and opens the cursor it decided on. State
+lasts for one statement; a wrapper belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from django.apps import apps
+from django.core.exceptions import EmptyResultSet
+from django.db.backends.utils import CursorWrapper
+from django.db.models import QuerySet
+from django.db.utils import Error
+
+from dbfleet import conf, sessions
+from dbfleet.backend.cursor import RawCursor
+from dbfleet.backend.writing import Writes
+from dbfleet.errors import ReadOnlyAlias, RouteRefused
+from dbfleet.executor.cursors import GatherCursor, ScatterCursor
+from dbfleet.executor.failures import CONNECTION_ERRORS
+from dbfleet.executor.gather import Gatherer
+from dbfleet.observe import events
+from dbfleet.planner.blocks import Block, block_of
+from dbfleet.planner.plan import (
+    Facts,
+    Statement,
+    limited_to,
+    plan_cluster,
+    plan_read,
+)
+from dbfleet.planner.route import HOME, Route, Rung
+from dbfleet.planner.tables import Table, Tables
+from dbfleet.sessions import pins
+from dbfleet.sharding import ids, keys, ledger
+from dbfleet.sharding.claims import rules_of
+
+#: opens the driver's (or our) cursor for the statement at hand
+Target = Callable[[str | None], Any]
+
+
+class Routing:
+    """Routes the statements of one alias wrapper."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self.wrapper = wrapper
+        self.topology = wrapper.topology
+        self.is_sharded: bool = wrapper.topology.is_sharded
+        self._settings: Any = None
+        self._default_policy: Any = None
+        self.target: Target | None = None
+        #: the driver's connection that raw SQL gave a state of its own
+        self._kept: Any = None
+        self._is_logged = True
+        self._blocks: list[Block] | None = None
+        self.tables = Tables(self.topology)
+        self.writes = Writes(self)
+        self._rules: dict[Any, Any] = {}
+
+    # -- facts ------------------------------------------------------------------
+
+    def facts(self) -> Facts:
+        """What decisions depend on; reads the shard map once in a process."""
+        return Facts(
+            self.topology,
+            self.wrapper.engine,
+            self.tables,
+            self.shard_of,
+            self.wrapper.transaction.is_open,
+        )
+
+    def shard_of(self, fields: tuple[Any, ...], values: tuple[Any, ...]) -> str:
+        slot = keys.slot_of(fields, values, self.topology.slots, self.wrapper)
+        return ledger.shard_map(self.wrapper).shard_of(slot)
+
+    def table_of(self, opts: Any) -> Table:
+        return self.tables.of(
+            opts.concrete_model._meta if opts.concrete_model else opts
+        )
+
+    def rules_of(self, table: Table, make: Callable[..., Any]) -> Any:
+        """A table's claims rules, made once for each model class."""
+        key = table.opts
+        if key not in self._rules:
+            self._rules[key] = make(self.facts(), table, self.wrapper)
+        return self._rules[key]
+
+    def claim_rules(self, table: Table) -> Any:
+        """The constraints of a table that are kept by claims."""
+        return self.rules_of(table, rules_of)
+
+    def names_local_tables(self, sql: str) -> bool:
+        """Whether a text mentions a table of home's own."""
+        found = self.tables.named_in(sql, self.wrapper.vendor, apps)
+        return any(not t.is_sharded and not t.is_reference for t, _ in found)
+
+    def record(self, compiler: Any) -> None:
+        """A query block was compiled; called by every compiler of the alias."""
+        if self._blocks is not None:
+            self._blocks.append(block_of(compiler))
+
+    def policy(self, cluster: str, model: Any = None) -> Any:
+        """How a replica is chosen: the model's policy, the cluster's, the setting's."""
+        settings = conf.settings()
+        if settings is not self._settings:
+            self._settings = settings
+            self._default_policy = self.topology.policy or settings.policy
+            self._has_model_policies = bool(settings.policies)
+        if self._has_model_policies and model is not None:
+            opts = model._meta
+            own = conf.most_specific(settings.policies, opts.app_label, opts.model_name)
+            if own is not None:
+                return own
+        return self.wrapper.nodes.clusters[cluster].policy or self._default_policy
+
+    def level(self) -> str:
+        return sessions.chosen_level() or conf.settings().consistency
+
+    @property
+    def is_planning(self) -> bool:
+        """Whether a statement is being compiled to find its route."""
+        return self._blocks is not None
+
+    # -- nodes --------------------------------------------------------------------
+
+    def node(self, cluster: str, *, is_write: bool) -> Any:
+        """A cluster's primary, inside the transaction if there is one."""
+        if is_write and self.topology.read_only:
+            raise ReadOnlyAlias(
+                "E205",
+                f"alias {self.topology.alias!r} is declared read-only; the write was "
+                "not sent. Write through another alias, or remove READ_ONLY",
+            )
+        wrapper, transaction = self.wrapper, self.wrapper.transaction
+        self._reconnect()
+        if cluster != HOME:
+            ledger.shard_map(wrapper)  # raises where settings lack a shard
+        node = wrapper.nodes.primary(cluster)
+        if transaction.is_open:
+            transaction.check_usable()
+            transaction.touch(cluster, node, is_write=is_write)
+        elif is_write:
+            sessions.wrote(f"{self.topology.alias}/{cluster}")
+        return node
+
+    def _reconnect(self) -> None:
+        """A transaction whose connection was closed ends, or is refused, as on one
+        server: connecting says which."""
+        wrapper = self.wrapper
+        if wrapper.needs_rollback and wrapper.connection is None:
+            wrapper.ensure_connection()
+
+    def keep_to_home(self) -> None:
+        """Reads stay on home's connection for as long as that connection lives."""
+        self.wrapper.ensure_connection()
+        self._kept = self.wrapper.connection
+
+    def touch_home(self) -> None:
+        """Home takes part in this statement as a writer."""
+        self.node(HOME, is_write=True)
+
+    def reader(self, cluster: str, model: Any = None) -> Any:
+        """A node that may serve a read now: a replica, unless in a transaction."""
+        if self.wrapper.transaction.is_open:
+            return self.node(cluster, is_write=False)
+        if self._kept is not None:
+            if self._kept is self.wrapper.connection:
+                return self.node(cluster, is_write=False)
+            self._kept = None
+        if cluster != HOME:
+            ledger.shard_map(self.wrapper)
+        policy = self.policy(cluster, model)
+        return self.wrapper.nodes.reader(cluster, policy, self.level())
+
+    # -- cursors ------------------------------------------------------------------
+
+    def open_cursor(self, name: str | None) -> Any:
+        """What ``wrapper.cursor()`` returns for the statement at hand."""
+        self._reconnect()
+        target, self.target = self.target, None
+        if target is not None:
+            return target(name)
+        return self.wrapper._prepare_cursor(RawCursor(self, name))
+
+    def _home_target(self, name: str | None) -> Any:
+        return self.wrapper.home_cursor(name)
+
+    def _node_target(self, node: Any, is_logged: bool, name: str | None) -> Any:
+        wrapper = self.wrapper
+        if not is_logged:
+            node.ensure_connection()
+            with node.wrap_database_errors:
+                return CursorWrapper(node.create_cursor(), node)
+        if node is wrapper:
+            return wrapper.home_cursor(name)
+        with wrapper.wrap_database_errors:
+            return wrapper._prepare_cursor(self.vendor_cursor(node, name))
+
+    def vendor_cursor(self, node: Any, name: str | None) -> Any:
+        """A cursor of the driver; inside a transaction a named one ends with it."""
+        if node.connection is None:
+            node.ensure_connection()
+        if not name:
+            return node.create_cursor()
+        if node is not self.wrapper and self.wrapper.transaction.is_open:
+            return self.wrapper.engine.named_cursor(node, name)
+        return node.create_cursor(name)
+
+    @contextlib.contextmanager
+    def bound(self, target: Target) -> Iterator[None]:
+        before, self.target = self.target, target
+        try:
+            yield
+        finally:
+            self.target = before
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Steps of a write bind their own cursors; outer bindings wait."""
+        before, self.target = self.target, None
+        try:
+            yield
+        finally:
+            self.target = before
+
+    def on_home(self) -> contextlib.AbstractContextManager[None]:
+        """Cursors of the block are home's own, without a look at their SQL."""
+
+        def target(name: str | None) -> Any:
+            self.target = target  # each cursor of the block, not only the first
+            return self._home_target(name)
+
+        return self.bound(target)
+
+    @contextlib.contextmanager
+    def on(
+        self, cluster: str, *, is_write: bool, is_logged: bool = True
+    ) -> Iterator[None]:
+        """The next cursor is on the primary of ``cluster``."""
+        node = self.node(cluster, is_write=is_write)
+        is_logged = is_logged and self._is_logged
+        with self.bound(partial(self._node_target, node, is_logged)):
+            yield
+
+    @contextlib.contextmanager
+    def unlogged(self) -> Iterator[None]:
+        """Statements inside are steps of another one; the log shows that one."""
+        before, self._is_logged = self._is_logged, False
+        try:
+            yield
+        finally:
+            self._is_logged = before
+
+    @contextlib.contextmanager
+    def on_every_node(self) -> Iterator[None]:
+        """Every cursor opened inside runs its statements on every primary."""
+        clusters = (HOME, *self.topology.shards)
+
+        def target(name: str | None) -> Any:
+            self.target = target  # each cursor of the block, not only the first
+            return self.wrapper._prepare_cursor(self.scatter(clusters, is_write=True))
+
+        with self.bound(target):
+            yield
+
+    def scatter(self, clusters: tuple[str, ...], *, is_write: bool) -> ScatterCursor:
+        return ScatterCursor(
+            [partial(self.node, cluster, is_write=is_write) for cluster in clusters],
+            self.wrapper.features.empty_fetchmany_value,
+        )
+
+    def scatter_ddl(self) -> ScatterCursor:
+        """DDL runs on every node; where it would end a transaction, no shard is in
+        one: on home alone it is what one database would do."""
+        if (
+            self.wrapper.transaction.is_open
+            and not self.wrapper.features.can_rollback_ddl
+        ):
+            self.wrapper.transaction.leave_shards()
+            openers = [
+                partial(self.wrapper.nodes.primary, s) for s in self.topology.shards
+            ]
+            openers.insert(0, partial(self.node, HOME, is_write=True))
+            return ScatterCursor(openers, self.wrapper.features.empty_fetchmany_value)
+        return self.scatter((HOME, *self.topology.shards), is_write=True)
+
+    # -- reads ----------------------------------------------------------------------
+
+    def read(
+        self, compiler: Any, execute: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run a SELECT of a sharded alias where its route says."""
+        try:
+            statement = self.compiled(compiler)
+        except EmptyResultSet:
+            return execute(*args, **kwargs)
+        if statement is None:
+            return execute(*args, **kwargs)
+        route = self.planned(statement)
+        if events.is_observed():
+            events.emit("routed", route=route)
+        if route.rung is Rung.NODE:
+            compiler._ready = statement.outer_sql
+            if not route.replica_ok:
+                with self.on(route.clusters[0], is_write=bool(statement.locking)):
+                    return execute(*args, **kwargs)
+            cluster = route.clusters[0]
+            return self._read_cluster(cluster, compiler.query, execute, *args, **kwargs)
+        return self._gather_read(compiler, statement, route, execute, *args, **kwargs)
+
+    def read_cluster(
+        self, compiler: Any, execute: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run a SELECT of an alias without shards."""
+        if events.is_observed():
+            events.emit("routed", route=self.plan(compiler))
+        return self._read_cluster(HOME, compiler.query, execute, *args, **kwargs)
+
+    def plan(self, compiler: Any) -> Route:
+        """The route of a SELECT; raises EmptyResultSet if there is none."""
+        if not self.is_sharded:
+            return plan_cluster(
+                self.topology,
+                in_transaction=self.wrapper.transaction.is_open,
+                locks=bool(compiler.query.select_for_update),
+                level=self.level(),
+            )
+        statement = self.compiled(compiler)
+        if statement is None:
+            raise EmptyResultSet
+        return self.planned(statement)
+
+    def planned(self, statement: Statement) -> Route:
+        route = plan_read(self.facts(), statement)
+        shard = self.pinned_shard()
+        return route if shard is None else limited_to(route, shard)
+
+    def pinned_shard(self) -> str | None:
+        """The shard of the innermost ``on_shard`` block for this alias."""
+        shard = pins.shard_for(self.topology.alias)
+        if shard is not None and shard not in self.topology.shards:
+            raise RouteRefused(
+                "E404",
+                f"alias {self.topology.alias!r} has no shard {shard!r}; it has "
+                f"{', '.join(self.topology.shards)}",
+            )
+        return shard
+
+    def node_names(self, route: Route) -> tuple[str, ...]:
+        """The servers that may serve a route."""
+        names: list[str] = []
+        for cluster in route.clusters:
+            declared = self.wrapper.nodes.clusters[cluster]
+            if route.replica_ok and declared.replicas:
+                names += declared.replicas
+            else:
+                names.append(declared.primary)
+        return tuple(names)
+
+    def compiled(self, compiler: Any) -> Any:
+        """Compile once, seeing every block; None if there is nothing to run."""
+        before, self._blocks = self._blocks, []
+        try:
+            sql, params = compiler.as_sql()
+            blocks = tuple(self._blocks)
+        finally:
+            self._blocks = before
+        if not sql:
+            return None
+        return _statement(compiler, sql, params, blocks, self._locking(compiler))
+
+    def _locking(self, compiler: Any) -> str:
+        query = compiler.query
+        features = self.wrapper.features
+        if not query.select_for_update or not features.has_select_for_update:
+            return ""
+        return str(
+            self.wrapper.ops.for_update_sql(
+                nowait=query.select_for_update_nowait,
+                skip_locked=query.select_for_update_skip_locked,
+                no_key=query.select_for_no_key_update,
+            )
+        )
+
+    def computed(self, compiler: Any, expression: Any) -> Any:
+        """The value of an expression without columns; its subqueries are gathered."""
+        before, self._blocks = self._blocks, []
+        try:
+            sql, params = compiler.compile(expression)
+            blocks = tuple(self._blocks)
+        finally:
+            self._blocks = before
+        sql = f"SELECT {sql}"
+        statement = _statement(compiler, sql, params, blocks, "")
+        route = plan_read(self.facts(), statement)
+        if route.rung is Rung.GATHER:
+            value = Gatherer(self, route).run(sql, params).rows[0][0]
+        else:
+            node = self.node(route.clusters[0], is_write=False)
+            value = self.wrapper.engine.fetch(node, sql, params)[0][0]
+        for convert in (
+            *self.wrapper.ops.get_db_converters(expression),
+            *expression.get_db_converters(self.wrapper),
+        ):
+            value = convert(value, expression, self.wrapper)
+        return value
+
+    def _gather_read(
+        self,
+        compiler: Any,
+        statement: Statement,
+        route: Route,
+        execute: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        compiler._ready = statement.outer_sql
+        with self.bound(partial(self._gather_target, route)):
+            return execute(*args, **kwargs)
+
+    def _gather_target(self, route: Route, name: str | None) -> Any:
+        return self.wrapped(self.gather_cursor(route))
+
+    def wrapped(self, cursor: Any) -> Any:
+        """Our cursor as Django's, in the alias's log or, for a step, out of it."""
+        if self._is_logged:
+            return self.wrapper._prepare_cursor(cursor)
+        return CursorWrapper(cursor, self.wrapper.nodes.quiet())
+
+    def gather_cursor(self, route: Route) -> GatherCursor:
+        """A cursor that runs whatever it is given over the route's fragments."""
+        return GatherCursor(
+            Gatherer(self, route).run,
+            partial(self.wrapper.engine.render, self.wrapper),
+            self.wrapper.features.empty_fetchmany_value,
+        )
+
+    def _read_cluster(
+        self,
+        cluster: str,
+        query: Any,
+        execute: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Run on a caught-up replica; a replica that is lost before the first row
+        is replaced by the next node, at most once for each."""
+        nodes = self.wrapper.nodes
+        declared = nodes.clusters[cluster]
+        if query.select_for_update or not declared.replicas:
+            is_write = bool(query.select_for_update)
+            self.target = partial(self.cluster_target, cluster, is_write)
+            try:
+                return execute(*args, **kwargs)
+            finally:
+                self.target = None
+        writes = False
+        for _ in declared.replicas:
+            chosen: list[Any] = []
+
+            def target(name: str | None, chosen: list[Any] = chosen) -> Any:
+                node = self.reader(cluster, query.model)
+                chosen.append(node)
+                return self._node_target(node, self._is_logged, name)
+
+            self.target = target
+            try:
+                return execute(*args, **kwargs)
+            except Error as error:
+                if not chosen or not self.is_replica_failure(chosen[0], error):
+                    raise
+                writes = self.wrapper.engine.is_read_only_error(error)
+                if writes:
+                    break
+            finally:
+                self.target = None
+        self.target = partial(self.cluster_target, cluster, writes)
+        return self.executed(execute, *args, **kwargs)
+
+    def executed(self, execute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Execute with the target just set; it does not outlive the statement, also
+        when compiling shows that there is nothing to run."""
+        try:
+            return execute(*args, **kwargs)
+        finally:
+            self.target = None
+
+    def cluster_target(self, cluster: str, is_write: bool, name: str | None) -> Any:
+        node = self.node(cluster, is_write=is_write)
+        return self._node_target(node, self._is_logged, name)
+
+    def is_replica_failure(self, node: Any, error: Error) -> bool:
+        """Whether another node may answer what this replica could not."""
+        if not getattr(node, "is_replica_node", False):
+            return False
+        if self.wrapper.engine.is_read_only_error(error):
+            return True  # the query writes, after all: the primary has to run it
+        if not isinstance(error, CONNECTION_ERRORS):
+            return False
+        if not self.wrapper.engine.is_lost(node):
+            return False
+        self.wrapper.nodes.failed(node.alias, error)
+        return True
+
+    # -- rows and shards --------------------------------------------------------
+
+    def highest(self, table: Table, field: Any) -> int | None:
+        """The highest value of a column over all shards; one round trip for each."""
+        quote = self.wrapper.ops.quote_name
+        sql = f"SELECT max({quote(field.column)}) FROM {quote(table.name)}"
+        engine = self.wrapper.engine
+        nodes = [self.node(shard, is_write=False) for shard in self.topology.shards]
+        found = [engine.fetch(node, sql)[0][0] for node in nodes]
+        return max((value for value in found if value is not None), default=None)
+
+    def moves_rows(self, table: Table, columns: set[str]) -> bool:
+        """Whether writing these columns may change a row's shard."""
+        if table.key_path:
+            return table.key_path[0].column in columns
+        return bool(columns & set(table.key_columns))
+
+    def locate(self, hop: Any, values: Iterable[Any]) -> dict[Any, str]:
+        """The shards of the rows of a parent table that a foreign key refers to.
+
+        No round trip where the key is what is referred to; otherwise one read of the
+        primaries for each table on the way. Values without a row are left out.
+        """
+        model = apps.get_model(hop.model)
+        table = self.table_of(model._meta)
+        fields = table.key_fields
+        if fields and [f.column for f in fields] == [hop.target_column]:
+            return {value: self.shard_of(fields, (value,)) for value in values}
+        target = next(
+            f for f in table.opts.local_concrete_fields if f.column == hop.target_column
+        )
+        upper = table.key_path[0] if table.key_path else None
+        wanted = fields if upper is None else (table.opts.get_field(upper.field),)
+        rows: Any = QuerySet(model, using=self.wrapper.alias).filter(
+            **{f"{target.attname}__in": list(values)}
+        )
+        names = [target.attname, *(field.attname for field in wanted)]
+        with self.unlogged(), sessions.consistency("strong"):
+            found = list(rows.values_list(*names))
+        if upper is None:
+            return {row[0]: self.shard_of(fields, tuple(row[1:])) for row in found}
+        above = self.locate(upper, {row[1] for row in found})
+        return {row[0]: above[row[1]] for row in found if row[1] in above}
+
+    # -- flush ------------------------------------------------------------------
+
+    def forget_flushed(self, sql_list: list[str]) -> None:
+        """Claims and counters of tables whose rows are gone."""
+        is_reset = any(map(self.wrapper.engine.restarts_ids, sql_list))
+        for table in self._tables_in(*sql_list):
+            self.wrapper.engine.run(
+                self.wrapper,
+                "DELETE FROM dbfleet_unique WHERE table_name = %s",
+                [table.name],
+            ).close()
+            if is_reset:
+                ids.restart(self.wrapper, table.name)
+        ids.forget(self.wrapper)
+
+    def restart_ids(self, sql: str) -> None:
+        """Counters of tables whose vendor's own counters were set back: the next id
+        is above every row, as it would be there."""
+        for table in self._tables_in(sql):
+            if table.is_sharded and table.opts.auto_field is not None:
+                quote = self.wrapper.ops.quote_name
+                column = quote(table.opts.auto_field.column)
+                question = f"SELECT MAX({column}) FROM {quote(table.name)}"
+                highest = [
+                    self.wrapper.engine.fetch(node, question)[0][0] or 0
+                    for node in (
+                        self.node(s, is_write=False) for s in self.topology.shards
+                    )
+                ]
+                ids.restart(self.wrapper, table.name, max(highest))
+        ids.forget(self.wrapper)
+
+    def _tables_in(self, *sql_list: str) -> list[Table]:
+        vendor = self.wrapper.vendor
+        found = {
+            table.name: table
+            for sql in sql_list
+            for table, _ in self.tables.named_in(sql, vendor, apps)
+        }
+        return [found[name] for name in sorted(found)]
+
+
+def _statement(
+    compiler: Any, sql: str, params: Any, blocks: tuple[Block, ...], locking: str
+) -> Statement:
+    model = compiler.query.model
+    registry = model._meta.apps if model is not None else apps
+    return Statement(sql, blocks, registry, False, compiler, locking, (sql, params))

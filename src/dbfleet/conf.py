@@ -1,0 +1,255 @@
+"""The ``DBFLEET`` setting: validated once, immutable, the same for all threads.
+
+Guards one invariant: a setting that is not understood is an error, and one error
+tells all of them. Whether apps, models and fields exist is asked by the system
+checks, because settings are read before models are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar, get_args
+
+from django.conf import settings as django_settings
+from django.core.signals import setting_changed
+
+from dbfleet.errors import ConfigurationError
+from dbfleet.policies import Policy, Random, read_policy
+from dbfleet.topology.mistakes import Mistakes, unknown_name
+from dbfleet.topology.options import read_limits
+from dbfleet.topology.snapshot import ClusterTopology, GatherLimits, Topology
+from dbfleet.topology.values import FrozenDict
+
+Consistency = Literal["session", "strong", "eventual"]
+#: What a model is declared to be on a sharded alias: its key's fields, or no key.
+ShardRule = tuple[str, ...] | Literal["reference", "local"]
+Target = str | Policy
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSettings:
+    """``DBFLEET`` as read. Labels are ``app`` or ``app.model`` (lower case)."""
+
+    placement: Mapping[str, Target] = field(default_factory=FrozenDict)
+    shard_rules: Mapping[str, ShardRule] = field(default_factory=FrozenDict)
+    policies: Mapping[str, Policy] = field(default_factory=FrozenDict)
+    policy: Policy = field(default_factory=Random)
+    consistency: Consistency = "session"
+    gather: Mapping[str, int] = field(default_factory=FrozenDict)
+
+    def gather_for(self, topology: Topology) -> GatherLimits:
+        """An alias's limits: its own, then ``DBFLEET["GATHER"]``, then built in."""
+        wanted = {k: v for k, v in self.gather.items() if k not in topology.gather_own}
+        return replace(topology.gather, **wanted)
+
+    def policy_for(
+        self, cluster: ClusterTopology, app_label: str = "", model_name: str = ""
+    ) -> Policy:
+        """How a replica is chosen: the model's policy, the cluster's, the general."""
+        named = most_specific(self.policies, app_label, model_name)
+        return named or cluster.policy or self.policy
+
+
+def most_specific(
+    rules: Mapping[str, _Value], app_label: str, model_name: str
+) -> _Value | None:
+    """The rule of the model, else the rule of its app, else None."""
+    found = rules.get(f"{app_label}.{model_name}")
+    return rules.get(app_label) if found is None else found
+
+
+_current: FleetSettings | None = None
+
+
+def settings() -> FleetSettings:
+    """The validated ``DBFLEET``; raises one ``ConfigurationError`` for all mistakes.
+
+    Reads Django's settings the first time and after they change in a test.
+    """
+    global _current
+    current = _current
+    if current is None:
+        mistakes = Mistakes()
+        current = read(getattr(django_settings, "DBFLEET", {}), mistakes)
+        mistakes.raise_any()
+        _current = current
+    return current
+
+
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    global _current
+    if setting == "DBFLEET":
+        _current = None
+
+
+setting_changed.connect(_forget, dispatch_uid="dbfleet.conf")
+
+
+def read(given: object, mistakes: Mistakes) -> FleetSettings:
+    """Read a ``DBFLEET`` dict; what is wrong goes to ``mistakes`` and is left out."""
+    if not isinstance(given, Mapping):
+        mistakes.add("E004", "DBFLEET", f"must be a dict, not {type(given).__name__}")
+        return FleetSettings()
+    for key in given:
+        if key not in KEYS:
+            mistakes.add("E006", "DBFLEET", f"setting {unknown_name(key, KEYS)}")
+    values: dict[str, Any] = {"shard_rules": _read_shard_rules(given, mistakes)}
+    if "PLACEMENT" in given:
+        values["placement"] = _by_label(
+            "DBFLEET['PLACEMENT']", given["PLACEMENT"], read_target, mistakes
+        )
+    if "POLICIES" in given:
+        values["policies"] = _by_label(
+            "DBFLEET['POLICIES']", given["POLICIES"], _read_policy, mistakes
+        )
+    policy = "POLICY" in given and _read_policy(
+        "DBFLEET['POLICY']", given["POLICY"], mistakes
+    )
+    if policy:
+        values["policy"] = policy
+    consistency = given.get("CONSISTENCY", "session")
+    if consistency in get_args(Consistency):
+        values["consistency"] = consistency
+    else:
+        text = unknown_name(consistency, get_args(Consistency))
+        mistakes.add("E004", "DBFLEET['CONSISTENCY']", text)
+    limits = read_limits("DBFLEET", given.get("GATHER", {}), mistakes)
+    return FleetSettings(gather=FrozenDict(limits), **values)
+
+
+KEYS = (
+    "CONSISTENCY",
+    "GATHER",
+    "LOCAL",
+    "PLACEMENT",
+    "POLICIES",
+    "POLICY",
+    "REFERENCE",
+    "SHARD_KEYS",
+)
+
+
+def read_key(where: str, given: object, mistakes: Mistakes) -> tuple[str, ...] | None:
+    """The names in a shard key: one, a path ``parent__field``, or several."""
+    names = (given,) if isinstance(given, str) else given
+    if (
+        isinstance(names, tuple | list)
+        and names
+        and all(isinstance(name, str) and name for name in names)
+    ):
+        return tuple(names)
+    mistakes.add(
+        "E004",
+        where,
+        f"a shard key is a field's name, a path 'parent__field' or a tuple of "
+        f"names, not {given!r}",
+    )
+    return None
+
+
+def _read_shard_rules(
+    given: Mapping[str, object], mistakes: Mistakes
+) -> Mapping[str, ShardRule]:
+    """``SHARD_KEYS``, ``REFERENCE`` and ``LOCAL``, which must not overlap."""
+    found: dict[str, ShardRule] = {}
+    given_in: dict[str, str] = {}
+
+    def add(where: str, label: str, rule: ShardRule) -> None:
+        first = given_in.setdefault(label, where)
+        if first != where:
+            mistakes.add(
+                "E005", where, f"'{label}' is also in {first}; keep one of them"
+            )
+        else:
+            found[label] = rule
+
+    where = "DBFLEET['SHARD_KEYS']"
+    keys = _by_label(where, given.get("SHARD_KEYS", {}), read_key, mistakes)
+    for label, names in keys.items():
+        if "." in label:
+            add(where, label, names)
+        else:
+            mistakes.add(
+                "E004", where, f"'{label}' is an app; name a model, 'app.Model'"
+            )
+    for label in _labels("DBFLEET['REFERENCE']", given.get("REFERENCE", ()), mistakes):
+        add("DBFLEET['REFERENCE']", label, "reference")
+    for label in _labels("DBFLEET['LOCAL']", given.get("LOCAL", ()), mistakes):
+        add("DBFLEET['LOCAL']", label, "local")
+    return FrozenDict(found)
+
+
+def _labels(where: str, given: object, mistakes: Mistakes) -> list[str]:
+    if not isinstance(given, list | tuple | set | frozenset):
+        mistakes.add("E004", where, "must be a list of 'app.Model' or 'app'")
+        return []
+    labels = (_label(where, label, mistakes) for label in given)
+    return [label for label in labels if label is not None]
+
+
+def _by_label(
+    where: str,
+    given: object,
+    read_value: Callable[[str, object, Mistakes], _Value | None],
+    mistakes: Mistakes,
+) -> FrozenDict:
+    if not isinstance(given, Mapping):
+        mistakes.add("E004", where, "must be a dict of 'app.Model' or 'app' to value")
+        return FrozenDict()
+    found: dict[str, _Value] = {}
+    for label, value in given.items():
+        normal = _label(where, label, mistakes)
+        read_in = read_value(f"{where}[{label!r}]", value, mistakes)
+        if normal is None or read_in is None:
+            continue
+        if normal in found:
+            mistakes.add("E005", where, f"'{label}' is given twice")
+        found[normal] = read_in
+    return FrozenDict(found)
+
+
+def _label(where: str, given: object, mistakes: Mistakes) -> str | None:
+    """``app`` or ``app.model``: Django's label, the model's name in lower case."""
+    if isinstance(given, str):
+        parts = given.split(".")
+        if len(parts) <= 2 and all(parts):
+            return ".".join([parts[0], *(part.lower() for part in parts[1:])])
+    mistakes.add("E004", where, f"{given!r} is not 'app.Model' or 'app'")
+    return None
+
+
+def read_target(where: str, given: object, mistakes: Mistakes) -> Target | None:
+    """What ``Meta.using`` or a value of ``PLACEMENT`` says."""
+    if isinstance(given, str) and given:
+        return given
+    if isinstance(given, Policy) and not isinstance(given, type):
+        if getattr(given, "aliases", ()):
+            return given
+        mistakes.add(
+            "E007",
+            where,
+            f"{given!r} has no aliases to choose from; give them: "
+            f"Random(['db1', 'db2'])",
+        )
+        return None
+    mistakes.add(
+        "E004",
+        where,
+        f"must be an alias or a policy over aliases like Random(['db1', 'db2']), "
+        f"not {given!r}",
+    )
+    return None
+
+
+def _read_policy(where: str, given: object, mistakes: Mistakes) -> Policy | None:
+    try:
+        policy = read_policy(given)
+    except ConfigurationError as error:
+        mistakes.add_error(where, error)
+        return None
+    if policy is None:
+        mistakes.add("E007", where, "names no policy")
+    return policy

@@ -1,0 +1,45 @@
+"""Everything that differs between database servers, and nothing else.
+
+No other room holds server-specific SQL. An engine is stateless: it works on the
+Django wrappers (*nodes*) it is given. What a server cannot do its engine says by
+a capability, and the planner refuses; it is never approximated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dbfleet.engines.base import (
+    Engine,
+    FragmentSpec,
+    GatheredRows,
+    Overflow,
+    Position,
+)
+
+__all__ = [
+    "Engine",
+    "FragmentSpec",
+    "GatheredRows",
+    "Overflow",
+    "Position",
+    "engine_for",
+]
+
+
+def engine_for(wrapper: Any) -> Engine:
+    """Return the engine of a Django wrapper, chosen by its ``vendor``.
+
+    A vendor without an engine of its own gets the base engine: placement,
+    single nodes and replicas without position tracking work, the rest is refused.
+    """
+    from dbfleet.engines.mysql import MySQLEngine
+    from dbfleet.engines.postgresql import PostgreSQLEngine
+    from dbfleet.engines.sqlite import SQLiteEngine
+
+    engines: dict[str, type[Engine]] = {
+        "postgresql": PostgreSQLEngine,
+        "mysql": MySQLEngine,
+        "sqlite": SQLiteEngine,
+    }
+    return engines.get(wrapper.vendor, Engine)()

@@ -1,0 +1,305 @@
+"""What an engine offers; the defaults are those of a server nothing is known of.
+
+Every method that talks to a server says so and counts its round trips. Wrappers
+passed in are Django database wrappers in driver autocommit, whose transactions
+are steered by explicit statements.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from dbfleet.lexer import strip_locking
+
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a primary's log. Compared only by its own engine."""
+
+    system: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentSpec:
+    """The part of one table that a gather needs.
+
+    ``where`` is compiled SQL over the bare table with ``%s`` placeholders;
+    ``nodes`` are the wrappers to read it from, in shard order. ``is_native`` marks a
+    table that the home connection already holds completely.
+    """
+
+    table: str
+    columns: tuple[str, ...]
+    where: str
+    params: tuple[Any, ...]
+    nodes: tuple[Any, ...]
+    order_by: str | None = None
+    locking: str = ""
+    is_native: bool = False
+    #: columns of a primary key that hand-written SQL may rely on in GROUP BY
+    key: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class GatheredRows:
+    """The result of a gathered statement, complete in memory."""
+
+    rows: list[Row]
+    description: Any
+    rowcount: int
+    fetched_rows: int = 0
+    statements: list[str] = field(default_factory=list)
+
+
+class Overflow(Exception):
+    """A fragment passed its limit; the executor turns it into an error."""
+
+    def __init__(self, table: str, *, rows: int | None, size: int | None) -> None:
+        super().__init__(table)
+        self.table, self.rows, self.size = table, rows, size
+
+
+class Engine:
+    """The defaults: a server of which only Django's own abilities are known."""
+
+    vendor: ClassVar[str] = "unknown"
+    #: prepared transactions that survive a lost connection
+    can_prepare: ClassVar[bool] = False
+    #: a failed statement makes the rest of its transaction fail
+    aborts_on_error: ClassVar[bool] = False
+    #: rows of several nodes can be brought together under the same names
+    can_gather: ClassVar[bool] = False
+    #: a temporary or inline table of the home connection sees home's own tables
+    gathers_at_home: ClassVar[bool] = True
+    #: ``=`` on text means equal bytes, so equal keys hash alike
+    has_binary_text_equality: ClassVar[bool] = False
+    #: a replica's position can be compared with its primary's
+    tracks_positions: ClassVar[bool] = False
+
+    #: :meth:`make_read_only` makes the server refuse writes
+    enforces_read_only: ClassVar[bool] = False
+
+    # -- statements ---------------------------------------------------------
+
+    def run(self, node: Any, sql: str, params: Sequence[Any] | None = None) -> Any:
+        """Execute on ``node`` below Django's query log; one round trip."""
+        node.ensure_connection()
+        with node.wrap_database_errors:
+            cursor = node.create_cursor()
+            if params is None:
+                cursor.execute(sql)
+            else:
+                cursor.execute(sql, params)
+            return cursor
+
+    def fetch(
+        self, node: Any, sql: str, params: Sequence[Any] | None = None
+    ) -> list[Row]:
+        """Execute and return every row; one round trip."""
+        cursor = self.run(node, sql, params)
+        with node.wrap_database_errors:
+            rows = list(cursor.fetchall())
+            cursor.close()
+        return rows
+
+    def is_lost(self, node: Any) -> bool:
+        """Whether the connection of ``node`` is gone; at most one round trip."""
+        return node.connection is None or not node.is_usable()
+
+    def is_closed(self, node: Any) -> bool:
+        """Whether the driver knows the connection of ``node`` to be gone; no I/O."""
+        return node.connection is None
+
+    def is_connection_loss(self, error: BaseException) -> bool:
+        """Whether an error of the driver may tell that its connection is gone."""
+        return False
+
+    def is_read_only_error(self, error: BaseException) -> bool:
+        """Whether a read-only connection refused a write; no I/O."""
+        return "read-only" in str(error) or "readonly" in str(error)
+
+    def refuses_writes(self, primary: Any) -> bool:
+        """Whether a server, as a whole, takes no writes; asked after an error.
+
+        At most one round trip, which an aborted transaction survives.
+        """
+        return False
+
+    def named_cursor(self, node: Any, name: str) -> Any:
+        """A cursor that the server keeps until the transaction of ``node`` ends."""
+        return node.create_cursor(name)
+
+    def without_locking(self, sql: str) -> str:
+        """``sql`` without FOR UPDATE; its rows were locked where they live."""
+        return strip_locking(sql, self.vendor)[0]
+
+    def is_aborted(self, node: Any) -> bool:
+        """Whether the transaction of ``node`` accepts only a rollback; no I/O."""
+        return False
+
+    def connect_limits(self, timeout_s: int) -> dict[str, Any]:
+        """``OPTIONS`` that bound how long a new connection may wait; no I/O."""
+        return {}
+
+    def probe_settings(
+        self, settings: dict[str, Any], timeout_s: int
+    ) -> dict[str, Any]:
+        """Settings of one connection that only looks, outside of any pool; no I/O."""
+        kept = {k: v for k, v in settings["OPTIONS"].items() if k != "pool"}
+        return {**settings, "OPTIONS": {**kept, **self.connect_limits(timeout_s)}}
+
+    # -- replication ----------------------------------------------------------
+
+    def make_read_only(self, node: Any) -> None:
+        """Make writes on this connection an error, where the server can."""
+
+    def identity(self, node: Any) -> str | None:
+        """Name the server system that ``node`` belongs to; one round trip."""
+        return None
+
+    def is_replica(self, node: Any) -> bool | None:
+        """Whether the server itself says it is a replica; one round trip."""
+        return None
+
+    def position(self, primary: Any) -> Position | None:
+        """The primary's position, at or after its last commit; one round trip.
+
+        None means unknown, and unknown means that no replica has caught up.
+        """
+        return None
+
+    def has_caught_up(self, replica: Any, position: Position) -> bool:
+        """Whether ``replica`` has applied ``position``; one round trip."""
+        return False
+
+    # -- transactions ---------------------------------------------------------
+
+    def begin(self, node: Any, gid: str) -> None:
+        """Begin a transaction that may later be prepared as ``gid``."""
+        self.run(node, "BEGIN").close()
+
+    def commit(self, node: Any, gid: str) -> None:
+        """Commit a transaction that was begun and not prepared."""
+        self.run(node, "COMMIT").close()
+
+    def rollback(self, node: Any, gid: str) -> None:
+        """Roll back a transaction that was begun and not prepared."""
+        self.run(node, "ROLLBACK").close()
+
+    def savepoint(self, node: Any, name: str) -> None:
+        """Set a savepoint."""
+        self.run(node, node.ops.savepoint_create_sql(name)).close()
+
+    def rollback_to(self, node: Any, name: str) -> None:
+        """Roll back to a savepoint, which stays."""
+        self.run(node, node.ops.savepoint_rollback_sql(name)).close()
+
+    def release(self, node: Any, name: str) -> None:
+        """Forget a savepoint, keep what was done since."""
+        self.run(node, node.ops.savepoint_commit_sql(name)).close()
+
+    def prepare(self, node: Any, gid: str) -> None:
+        """Make the transaction survive a crash; raises if it did not."""
+        raise NotImplementedError
+
+    def commit_prepared(self, node: Any, gid: str) -> None:
+        """Finish a prepared transaction."""
+        raise NotImplementedError
+
+    def rollback_prepared(self, node: Any, gid: str) -> None:
+        """Undo a prepared transaction."""
+        raise NotImplementedError
+
+    def settling_sql(self, gid: str, *, commit: bool) -> str:
+        """The statement an operator runs on a node to settle ``gid``."""
+        raise NotImplementedError
+
+    # -- gather ---------------------------------------------------------------
+
+    def gather(
+        self,
+        home: Any,
+        fragments: Sequence[FragmentSpec],
+        sql: str,
+        params: Any,
+        *,
+        max_rows: int,
+        max_bytes: int,
+        inline_rows: int,
+    ) -> GatheredRows:
+        """Run ``sql`` over the fragments under their tables' own names.
+
+        Raises :class:`Overflow` before anything of ``sql`` was run. Round trips:
+        one for each node of each fragment, plus one to four.
+        """
+        raise NotImplementedError
+
+    def render(self, home: Any, sql: str, params: Any) -> str:
+        """``sql`` as the log shows it; no I/O."""
+        return str(home.ops.last_executed_query(None, sql, params))
+
+    def canonical_text(
+        self, column_sql: str, db_type: str | None, collation: str | None = None
+    ) -> str:
+        """SQL that maps equal values of a column to equal text, others apart.
+
+        ``collation`` is one that the column or expression names, if it does.
+        """
+        raise NotImplementedError
+
+    def table_columns(self, node: Any, table: str) -> tuple[str, ...]:
+        """The columns of ``table`` in order, from the server's own catalogue."""
+        with node.cursor() as cursor:
+            described = node.introspection.get_table_description(cursor, table)
+        return tuple(column.name for column in described)
+
+    def unchecked(self, node: Any) -> contextlib.AbstractContextManager[None]:
+        """A block in which ``node`` does not check foreign keys row by row.
+
+        Nothing where the server checks them at the end of the transaction.
+        """
+        return contextlib.nullcontext()
+
+    def infers_group_by(self, home: Any) -> bool:
+        """Whether the server infers grouped columns from a table's primary key."""
+        return False
+
+    def copy_rows(
+        self, source: Any, target: Any, table: str, where: str, params: Sequence[Any]
+    ) -> int:
+        """Copy rows of ``table`` between two nodes, losing nothing; two round trips."""
+        raise NotImplementedError
+
+    # -- ids --------------------------------------------------------------------
+
+    def lease_ids(
+        self, home: Any, control: Any, table: str, column: str, count: int
+    ) -> Iterable[int]:
+        """Take ``count`` fresh ids of a table from home; never handed out twice.
+
+        ``control`` opens a second connection to home for engines whose leases
+        would otherwise wait for the caller's own transaction.
+        """
+        raise NotImplementedError
+
+    def ensure_ids_above(
+        self, home: Any, control: Any, table: str, column: str, value: int
+    ) -> None:
+        """Keep later leases above ``value``, where the vendor itself would."""
+
+    def restarts_ids(self, sql: str) -> bool:
+        """Whether a statement of a flush also restarts automatic ids; no I/O."""
+        return "RESTART IDENTITY" in sql
+
+    def reset_ids_sql(self, table: str, column: str, highest: int | None) -> list[str]:
+        """Statements that make the next lease start above ``highest``.
+
+        None where the counter follows explicit ids by itself.
+        """
+        return []

@@ -1,0 +1,314 @@
+"""MySQL and MariaDB: GTID positions, XA, temporary tables.
+
+MariaDB differs from MySQL in GTIDs and in what a temporary table may do; where the
+two differ the server's own ``mysql_is_mariadb`` decides. Sources: MariaDB
+Knowledge Base, "XA Transactions", "Global Transaction ID"; MySQL manual, "XA
+Transactions", "Replication with Global Transaction Identifiers".
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+from dbfleet.engines.base import (
+    Engine,
+    FragmentSpec,
+    GatheredRows,
+    Overflow,
+    Position,
+    Row,
+)
+
+#: rows in one INSERT of a temporary table; keeps a message under 1 MB or so
+_BATCH_ROWS = 500
+#: errors of client and server after which the connection is gone; 0 is PyMySQL's
+_LOSS_CODES = frozenset({0, 1053, 1927, 2006, 2013, 2014, 2055})
+#: collations for which a trailing space makes a difference; % stands in parameters
+_UNPADDED = ("%%nopad%%", "%%\\_0900\\_%%")
+#: a server, a transaction or a mode that takes no writes
+_READ_ONLY_CODES = frozenset({1290, 1792, 1836})
+
+
+def quote_name(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+class MySQLEngine(Engine):
+    """What dbfleet needs of this vendor's servers."""
+
+    vendor: ClassVar[str] = "mysql"
+    enforces_read_only: ClassVar[bool] = True
+    can_prepare: ClassVar[bool] = True
+    can_gather: ClassVar[bool] = True
+    tracks_positions: ClassVar[bool] = True
+
+    def render(self, home: Any, sql: str, params: Any) -> str:
+        if params is None:
+            return sql
+        home.ensure_connection()
+        with home.connection.cursor() as cursor:
+            return str(cursor.mogrify(sql, params))
+
+    def is_closed(self, node: Any) -> bool:
+        return node.connection is None or not getattr(node.connection, "open", True)
+
+    def is_connection_loss(self, error: BaseException) -> bool:
+        return bool(error.args) and error.args[0] in _LOSS_CODES
+
+    def is_read_only_error(self, error: BaseException) -> bool:
+        return bool(error.args) and error.args[0] in _READ_ONLY_CODES
+
+    def is_lost(self, node: Any) -> bool:
+        # PyMySQL would answer a ping on a lost connection by opening another one.
+        return self.is_closed(node) or super().is_lost(node)
+
+    # -- replication ----------------------------------------------------------
+
+    def refuses_writes(self, primary: Any) -> bool:
+        return self.is_replica(primary) is True
+
+    def make_read_only(self, node: Any) -> None:
+        self.run(node, "SET SESSION TRANSACTION READ ONLY").close()
+
+    def connect_limits(self, timeout_s: int) -> dict[str, Any]:
+        return {"connect_timeout": timeout_s, "read_timeout": timeout_s}
+
+    def identity(self, node: Any) -> str | None:
+        # server_id is set by hand and differs between the servers of a cluster;
+        # the domains of the GTID history are what they share.
+        if node.mysql_is_mariadb:
+            sql = "SELECT @@gtid_domain_id"
+        else:
+            sql = "SELECT ''"
+        return str(self.fetch(node, sql)[0][0]) or None
+
+    def is_replica(self, node: Any) -> bool | None:
+        return bool(self.fetch(node, "SELECT @@read_only")[0][0])
+
+    def position(self, primary: Any) -> Position | None:
+        name = "gtid_binlog_pos" if primary.mysql_is_mariadb else "gtid_executed"
+        rows = self.fetch(primary, f"SELECT @@global.{name}")
+        return Position("", rows[0][0]) if rows[0][0] else None
+
+    def has_caught_up(self, replica: Any, position: Position) -> bool:
+        # A timeout of zero answers at once: 0 reached, anything else not.
+        if replica.mysql_is_mariadb:
+            sql = "SELECT MASTER_GTID_WAIT(%s, 0)"
+        else:
+            sql = "SELECT NOT GTID_SUBSET(%s, @@global.gtid_executed)"
+        return bool(self.fetch(replica, sql, [position.value])[0][0] == 0)
+
+    # -- transactions ---------------------------------------------------------
+    # XA START is refused inside an open transaction, so a node's transaction is an
+    # XA branch from its first statement on.
+
+    def begin(self, node: Any, gid: str) -> None:
+        self.run(node, f"XA START '{gid}'").close()
+
+    def commit(self, node: Any, gid: str) -> None:
+        self.run(node, f"XA END '{gid}'").close()
+        self.run(node, f"XA COMMIT '{gid}' ONE PHASE").close()
+
+    def rollback(self, node: Any, gid: str) -> None:
+        # A deadlock leaves the branch "rollback only"; END is then refused.
+        with contextlib.suppress(node.Database.Error, Exception):
+            self.run(node, f"XA END '{gid}'").close()
+        self.run(node, f"XA ROLLBACK '{gid}'").close()
+
+    def prepare(self, node: Any, gid: str) -> None:
+        self.run(node, f"XA END '{gid}'").close()
+        self.run(node, f"XA PREPARE '{gid}'").close()
+
+    def commit_prepared(self, node: Any, gid: str) -> None:
+        self.run(node, self.settling_sql(gid, commit=True)).close()
+
+    def rollback_prepared(self, node: Any, gid: str) -> None:
+        self.run(node, self.settling_sql(gid, commit=False)).close()
+
+    def settling_sql(self, gid: str, *, commit: bool) -> str:
+        return f"XA {'COMMIT' if commit else 'ROLLBACK'} '{gid}'"
+
+    # -- gather ---------------------------------------------------------------
+
+    def gather(
+        self,
+        home: Any,
+        fragments: Sequence[FragmentSpec],
+        sql: str,
+        params: Any,
+        *,
+        max_rows: int,
+        max_bytes: int,
+        inline_rows: int,
+    ) -> GatheredRows:
+        loaded: list[tuple[FragmentSpec, list[Row]]] = []
+        fetched = size = 0
+        for fragment in fragments:
+            if fragment.is_native:
+                continue
+            rows: list[Row] = []
+            for node in fragment.nodes:
+                limit = max_rows - fetched - len(rows) + 1
+                rows += self.fetch(node, self._read(fragment, limit), fragment.params)
+                if fetched + len(rows) > max_rows:
+                    raise Overflow(fragment.table, rows=fetched + len(rows), size=None)
+            fetched += len(rows)
+            size += sum(_size(row) for row in rows)
+            if size > max_bytes:
+                raise Overflow(fragment.table, rows=None, size=size)
+            loaded.append((fragment, rows))
+        created: list[str] = []
+        try:
+            for fragment, rows in loaded:
+                created.append(fragment.table)
+                self._load_temporary(home, fragment, rows)
+            cursor = self.run(home, sql, params)
+            with home.wrap_database_errors:
+                result = GatheredRows(
+                    list(cursor.fetchall()),
+                    cursor.description,
+                    cursor.rowcount,
+                    fetched,
+                    [sql],
+                )
+                cursor.close()
+            return result
+        finally:
+            for table in created:
+                drop = f"DROP TEMPORARY TABLE IF EXISTS {quote_name(table)}"
+                with contextlib.suppress(Exception):
+                    self.run(home, drop).close()
+
+    def _read(self, fragment: FragmentSpec, limit: int) -> str:
+        columns = ", ".join(map(quote_name, fragment.columns))
+        sql = f"SELECT {columns} FROM {quote_name(fragment.table)}"
+        if fragment.where:
+            sql += f" WHERE {fragment.where}"
+        if not fragment.locking:
+            sql += f" LIMIT {limit}"
+        return sql + fragment.locking
+
+    def _load_temporary(
+        self, home: Any, fragment: FragmentSpec, rows: list[Row]
+    ) -> None:
+        if fragment.order_by in fragment.columns:
+            at = fragment.columns.index(fragment.order_by)
+            if all(isinstance(row[at], int) for row in rows):
+                rows.sort(key=lambda row: row[at])
+        name = quote_name(fragment.table)
+        columns = ", ".join(map(quote_name, fragment.columns))
+        self.run(
+            home,
+            f"CREATE TEMPORARY TABLE {name} SELECT {columns} FROM {name} WHERE 1 = 0",
+        ).close()
+        one = "(" + ", ".join(["%s"] * len(fragment.columns)) + ")"
+        for start in range(0, len(rows), _BATCH_ROWS):
+            batch = rows[start : start + _BATCH_ROWS]
+            values = ", ".join([one] * len(batch))
+            self.run(
+                home,
+                f"INSERT INTO {name} ({columns}) VALUES {values}",
+                [value for row in batch for value in row],
+            ).close()
+
+    def canonical_text(
+        self, column_sql: str, db_type: str | None, collation: str | None = None
+    ) -> str:
+        kind = (db_type or "").split("(")[0]
+        if kind in {"varchar", "char", "longtext", "text", "tinytext", "mediumtext"}:
+            # The collation's own weights; trailing spaces count only without padding.
+            unpadded = " OR ".join(
+                f"COLLATION({column_sql}) LIKE '{part}'" for part in _UNPADDED
+            )
+            return (
+                f"HEX(WEIGHT_STRING(IF({unpadded}, {column_sql}, RTRIM({column_sql}))))"
+            )
+        if "binary" in kind or "blob" in kind:
+            return f"HEX({column_sql})"
+        return f"CAST({column_sql} AS CHAR)"
+
+    def table_columns(self, node: Any, table: str) -> tuple[str, ...]:
+        rows = self.fetch(
+            node,
+            "SELECT column_name FROM information_schema.columns WHERE table_schema = "
+            "DATABASE() AND table_name = %s ORDER BY ordinal_position",
+            [table],
+        )
+        return tuple(row[0] for row in rows)
+
+    def infers_group_by(self, home: Any) -> bool:
+        return not home.mysql_is_mariadb
+
+    @contextlib.contextmanager
+    def unchecked(self, node: Any) -> Iterator[None]:
+        self.run(node, "SET foreign_key_checks = 0").close()
+        try:
+            yield
+        finally:
+            self.run(node, "SET foreign_key_checks = 1").close()
+
+    def copy_rows(
+        self, source: Any, target: Any, table: str, where: str, params: Sequence[Any]
+    ) -> int:
+        columns = tuple(
+            row[0]
+            for row in self.fetch(
+                source,
+                "SELECT column_name FROM information_schema.columns WHERE "
+                "table_schema = DATABASE() AND table_name = %s AND "
+                "COALESCE(generation_expression, '') = '' ORDER BY ordinal_position",
+                [table],
+            )
+        )
+        names = ", ".join(map(quote_name, columns))
+        rows = self.fetch(
+            source, f"SELECT {names} FROM {quote_name(table)} WHERE {where}", params
+        )
+        one = "(" + ", ".join(["%s"] * len(columns)) + ")"
+        for start in range(0, len(rows), _BATCH_ROWS):
+            batch = rows[start : start + _BATCH_ROWS]
+            self.run(
+                target,
+                f"INSERT INTO {quote_name(table)} ({names}) VALUES "
+                + ", ".join([one] * len(batch)),
+                [value for row in batch for value in row],
+            ).close()
+        return len(rows)
+
+    # -- ids --------------------------------------------------------------------
+    # AUTO_INCREMENT cannot be leased without inserting, so a counter row stands in
+    # for it; it is updated on a second connection, outside the caller's transaction.
+
+    def lease_ids(
+        self, home: Any, control: Any, table: str, column: str, count: int
+    ) -> Iterable[int]:
+        sql = (
+            "INSERT INTO dbfleet_sequence (name, next_value) VALUES "
+            "(%s, LAST_INSERT_ID(1) + %s) ON DUPLICATE KEY UPDATE "
+            "next_value = LAST_INSERT_ID(next_value) + %s"
+        )
+        with control() as node:
+            self.run(node, sql, [table, count, count]).close()
+            first = int(self.fetch(node, "SELECT LAST_INSERT_ID()")[0][0])
+        return range(first, first + count)
+
+    def ensure_ids_above(
+        self, home: Any, control: Any, table: str, column: str, value: int
+    ) -> None:
+        with control() as node:
+            self.run(
+                node,
+                "INSERT INTO dbfleet_sequence (name, next_value) VALUES (%s, %s) "
+                "ON DUPLICATE KEY UPDATE next_value = "
+                "GREATEST(next_value, VALUES(next_value))",
+                [table, value + 1],
+            ).close()
+
+    def restarts_ids(self, sql: str) -> bool:
+        return sql.startswith("TRUNCATE") or "AUTO_INCREMENT" in sql
+
+
+def _size(row: Row) -> int:
+    return sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in row)

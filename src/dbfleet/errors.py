@@ -1,0 +1,149 @@
+"""Every exception of dbfleet and the catalogue of its stable codes.
+
+Guards one invariant: an error names what was refused, why, what to do, and a
+code that never changes its meaning. Imports nothing of dbfleet, so every room
+may raise from here.
+
+Classes derive from the Django exception a caller would already catch, so
+``except OperationalError`` keeps working when an alias becomes a fleet.
+"""
+
+from __future__ import annotations
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db.utils import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+)
+from django.utils.connection import ConnectionDoesNotExist
+
+#: code -> what it means, one line; ``docs/reference/errors.md`` explains each.
+CATALOGUE: dict[str, str] = {
+    # 0xx: the declaration of a fleet (settings)
+    "E001": "an entry of DATABASES does not describe a cluster or a sharded database",
+    "E002": "a database URL cannot be read",
+    "E003": "two nodes of a fleet are the same database",
+    "E004": "an option of a fleet has a wrong type or value",
+    "E005": "two settings contradict each other",
+    "E006": "an option or setting is unknown",
+    "E007": "a selection policy cannot be used",
+    "E008": "the nodes of an alias are of different engines",
+    # 1xx: placement
+    "E101": "a placement names an alias that does not exist",
+    "E102": "a setting names an app or model that does not exist",
+    "E103": "a shard key does not exist on its model",
+    "E104": "a shard key may be NULL",
+    "E105": "a unique constraint cannot be enforced over all shards",
+    "E106": "a shard key is declared for a model that is not on a sharded alias",
+    "E107": "a database value given at run time cannot be used",
+    "E108": "too many run-time databases are open",
+    "E109": "models are placed but the placement router is not installed",
+    "W105": "a unique constraint is enforced over all shards through home",
+    # 2xx: clusters and nodes
+    "E201": "a replica belongs to another server than its primary",
+    "E202": "a primary is read-only",
+    "E203": "a replica accepts writes",
+    "E204": "a node cannot be reached",
+    "E205": "an alias is read-only",
+    # 3xx: queries across aliases
+    "E301": "a query touches models placed on different aliases",
+    # 4xx: shards
+    "E401": "a row has no shard key",
+    "E402": "a raw statement cannot be routed on a sharded alias",
+    "E403": "the shard map and the settings disagree",
+    "E404": "the shard of a row cannot be determined",
+    "E406": "a schema change stopped between shards",
+    # 5xx: gather
+    "E501": "a gather needs more rows than its limit",
+    "E502": "a gather needs more bytes than its limit",
+    "E503": "a table of a gather is not known",
+    # 6xx: transactions
+    "E601": "a server cannot prepare transactions",
+    "E602": "the outcome of a commit is unknown",
+    "E603": "a commit is decided but not finished on every node",
+    "E604": "a rollback is decided but a node may still hold its part",
+}
+
+
+class FleetError(Exception):
+    """Base of all dbfleet errors; ``code`` is a key of :data:`CATALOGUE`."""
+
+    code: str
+
+    def __init__(self, code: str, message: str) -> None:
+        assert code in CATALOGUE, code
+        self.code = f"dbfleet.{code}"
+        self._given = code, message
+        super().__init__(f"{message} ({self.code})")
+
+    def __reduce__(self) -> tuple[type[FleetError], tuple[str, str]]:
+        # Process pools and parallel test runners send errors to their parent.
+        return type(self), self._given
+
+
+class ConfigurationError(FleetError, ImproperlyConfigured):
+    """The declaration of a fleet is wrong; raised at start-up, nothing was done."""
+
+
+class RuntimeDatabaseError(FleetError, ConnectionDoesNotExist):
+    """A database given at run time cannot be used here; nothing was opened."""
+
+
+class RouteRefused(FleetError, NotSupportedError):
+    """No rung is proved right for this statement; nothing was sent."""
+
+
+class CrossAliasQuery(RouteRefused):
+    """A statement needs tables of several aliases; nothing was sent."""
+
+
+class GatherLimitExceeded(RouteRefused):
+    """A gather would pass its limit of rows or bytes; nothing was changed."""
+
+
+class ReadOnlyAlias(RouteRefused):
+    """A write was addressed to an alias declared read-only; nothing was sent."""
+
+
+class NodeUnavailable(FleetError, OperationalError):
+    """A node did not answer; the message names it and what was not done."""
+
+
+class NodeMismatch(FleetError, OperationalError):
+    """A node is not what the settings say (role, system, engine)."""
+
+
+class SchemaChangeStopped(FleetError, DatabaseError):
+    """A schema change is done on some nodes; ``migrate`` goes on where it stopped."""
+
+
+class NullShardKey(FleetError, IntegrityError):
+    """A row without a shard key cannot be placed; nothing was written."""
+
+
+class InvalidShardKey(FleetError, DataError):
+    """A shard key's value cannot be turned into a shard; nothing was written."""
+
+
+class TransactionAborted(InternalError):
+    """A node's transaction failed; only a rollback is accepted, as on one server."""
+
+
+class TwoPhaseUnavailable(FleetError, OperationalError):
+    """Several nodes were written but a server cannot prepare; all was rolled back."""
+
+
+class CommitUnknown(FleetError, OperationalError):
+    """A commit got no answer: it may have happened. Never repeat it blindly."""
+
+
+class CommitPending(FleetError, OperationalError):
+    """A commit is decided and durable; some nodes must still be told."""
+
+
+class RollbackPending(FleetError, OperationalError):
+    """A transaction is rolled back; some nodes may hold it prepared until told."""

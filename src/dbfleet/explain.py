@@ -1,0 +1,50 @@
+"""``queryset.explain_route()``: where a queryset would go, without sending it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from django.core.exceptions import EmptyResultSet
+from django.db import connections
+from django.db.models import QuerySet
+from django.db.models.manager import BaseManager
+
+from dbfleet.planner.route import HOME, Intent, Route, Rung
+
+
+def explain_route(queryset: Any) -> Route:
+    """The route that evaluating ``queryset`` here and now would take.
+
+    ``route.nodes`` are the servers that may serve it. Nothing is sent; the shard map
+    is read once in a process. Raises RouteRefused if no rung fits.
+    """
+    alias = str(queryset.db)
+    connection = connections[alias]
+    routing = getattr(connection, "routing", None)
+    if routing is None:
+        reason = "the alias is one database"
+        node = f"{alias}/primary"
+        return Route(alias, Intent.READ, Rung.NODE, (HOME,), reason, nodes=(node,))
+    compiler = queryset.query.clone().get_compiler(connection=connection)
+    try:
+        route: Route = routing.plan(compiler)
+    except EmptyResultSet:
+        reason = "the filters contradict each other: no database is asked"
+        return Route(alias, Intent.READ, Rung.NODE, (), reason)
+    names: tuple[str, ...] = routing.node_names(route)
+    return replace(route, nodes=names)
+
+
+def install() -> None:
+    """Give every queryset and manager ``explain_route()``; idempotent."""
+    QuerySet.explain_route = explain_route  # type: ignore[attr-defined]
+    BaseManager.explain_route = _explain_all  # type: ignore[attr-defined]
+
+
+# Django copies a queryset's methods to managers of its own; this one is set on both.
+explain_route.queryset_only = True  # type: ignore[attr-defined]
+
+
+def _explain_all(manager: Any) -> Route:
+    return explain_route(manager.all())

@@ -1,0 +1,1 @@
+"""`manage.py fleet`: one module for each of its subcommands."""

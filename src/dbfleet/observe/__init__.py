@@ -1,0 +1,1 @@
+"""What dbfleet tells about itself; importable by every room, imports none."""

@@ -1,0 +1,1 @@
+"""Turns a statement into a route, without any I/O."""

@@ -1,0 +1,89 @@
+"""``Route``: the one value that says where a statement goes, and why.
+
+Immutable. Everything that executes, explains or counts speaks it; only
+``planner.plan`` makes it.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+#: the cluster that holds an alias's local tables, its claims and its shard map
+HOME = "home"
+
+
+class Intent(enum.StrEnum):
+    """Whether a statement may change rows."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+class Rung(enum.StrEnum):
+    """How a statement is carried out, cheapest first."""
+
+    NODE = "one node"
+    SCATTER = "scatter"
+    GATHER = "gather"
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """The rows of one table that a gather fetches, and from which clusters."""
+
+    table: str
+    model: str
+    columns: tuple[str, ...]
+    clusters: tuple[str, ...]
+    where: str = ""
+    params: tuple[Any, ...] = field(default=(), repr=False)
+    order_by: str | None = None
+    #: the home connection holds the table completely; nothing needs to travel
+    is_native: bool = False
+    locking: str = ""
+    #: a primary key that the statement's GROUP BY may rely on
+    key: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        filters = f" where {self.where}" if self.where else ", unfiltered"
+        return (
+            f"{self.table}({', '.join(self.columns) or '*'}) "
+            f"from {', '.join(self.clusters)}{filters}{self.locking.lower()}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a statement goes.
+
+    ``clusters`` are ``"home"`` or shard names; which server of a cluster serves a
+    read is chosen when it runs, among those that have caught up.
+    """
+
+    alias: str
+    intent: Intent
+    rung: Rung
+    clusters: tuple[str, ...]
+    reason: str
+    fragments: tuple[Fragment, ...] = ()
+    #: a replica may serve it
+    replica_ok: bool = False
+    #: servers that may serve it, where somebody asked
+    nodes: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """The route in lines for a person; no parameters are shown."""
+        lines = [
+            f"alias:    {self.alias}",
+            f"intent:   {self.intent}",
+            f"rung:     {self.rung}",
+            f"clusters: {', '.join(self.clusters) or 'none'}",
+            *([f"nodes:    {', '.join(self.nodes)}"] if self.nodes else []),
+            f"reason:   {self.reason}",
+        ]
+        lines += [f"fragment: {part.describe()}" for part in self.fragments]
+        return "\n".join(lines)
+
+    __str__ = describe

@@ -1,0 +1,1 @@
+"""Relations between models whose rows are not in one database."""

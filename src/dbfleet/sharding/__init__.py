@@ -1,0 +1,1 @@
+"""Rows over shards: keys, slots, the shard map, ids, unique claims, writes."""

@@ -1,0 +1,359 @@
+"""UPDATE and DELETE by key, where a shard cannot decide from its own rows.
+
+Rows are picked by a SELECT first, with the new values where those need other tables
+or move the row. Then: claims are let go, rows written shard by shard, rows whose key
+changed carried to their new shard, claims taken again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from django.core.exceptions import FieldError
+from django.db.models import ExpressionWrapper, QuerySet, Subquery, deletion
+from django.db.models.sql import Query
+from django.db.models.sql.constants import ROW_COUNT
+from django.db.models.sql.subqueries import DeleteQuery, UpdateQuery
+from django.db.models.sql.where import AND
+
+from dbfleet.errors import RouteRefused
+from dbfleet.planner.pushdown import conjuncts, is_local_to
+from dbfleet.relations.constraints import is_holdable
+from dbfleet.sharding.claims import Claim
+from dbfleet.sharding.writer import Writer
+
+#: Django 6.1 and later let the database act on a delete
+DatabaseOnDelete: Any = getattr(deletion, "DatabaseOnDelete", ())
+
+#: keys in one WHERE ... IN
+BATCH = 1000
+
+
+@dataclass(slots=True)
+class Step:
+    """Rows of one shard that get the same new values."""
+
+    shard: str | None
+    pks: list[tuple[Any, ...]]
+    values: list[Any]
+
+
+class KeyedWriter(Writer):
+    """Writes rows of one table by their primary keys."""
+
+    _conditions: Sequence[Any] = ()
+
+    def pick(self, query: Query, extra: Iterable[tuple[str, Any]] = ()) -> list[Any]:
+        """The rows that ``query`` selects: (pk parts, key parts, *extra values)."""
+        select = query.chain(klass=Query)
+        select.select_related = False
+        select.clear_ordering(force=True)
+        select.clear_select_clause()
+        select.default_cols = False
+        names = [field.name for field in self.table.pk_fields]
+        names += [field.name for field in self.table.key_fields]
+        for name, expression in extra:
+            select.add_annotation(expression, name)
+        select.add_fields(names)
+        compiler = select.get_compiler(self.wrapper.alias, self.wrapper)
+        with self.routing.unlogged():
+            return list(compiler.results_iter(tuple_expected=True))
+
+    def _own_conditions(self, query: Query) -> list[Any]:
+        """What the query asks of the row alone, which others may change meanwhile."""
+        if query.base_table != self.table.name:
+            return []
+        found = conjuncts(query.where)
+        return [node for node in found if is_local_to(node, self.table.name)]
+
+    def _filter(self, write: Query, step: Step) -> None:
+        """The rows of a step, if they are still what the pick has seen."""
+        write.add_filter("pk__in", self.pk_values(step.pks))  # type: ignore[arg-type]
+        for condition in self._conditions:
+            write.where.add(condition, AND)
+
+    # -- UPDATE -----------------------------------------------------------------
+
+    def update(
+        self,
+        values: list[Any],
+        original: Query,
+        order_by: Any,
+        *,
+        computes: bool,
+        returning: Sequence[Any] = (),
+    ) -> tuple[int, list[Any]]:
+        """Write ``values`` to the rows of ``original``.
+
+        Returns how many rows there were and, raw, their columns ``returning``.
+
+        ``computes``: values that need other tables are computed with the pick; the
+        others by the row's own shard, which knows their type.
+        """
+        names = [f"dbfleet_value_{at}" for at in range(len(values))]
+        # Claims are found again by the new primary key, so it has to be known.
+        extra = [
+            (name, _typed(value, field, original))
+            for name, (field, _, value) in zip(names, values, strict=True)
+            if hasattr(value, "resolve_expression")
+            and (
+                field in self.table.pk_fields
+                or self.table.is_reference  # the same value on every node
+                or (computes and _needs_tables(value, original))
+            )
+        ]
+        with self.transaction.statement():
+            rows = self.pick(original, extra)
+            self._conditions = self._own_conditions(original)
+            steps = list(self._steps(rows, values, names, [name for name, _ in extra]))
+            count = self._write(steps, values, order_by)
+            return count, self._read_back(steps, returning)
+
+    def _read_back(self, steps: list[Step], fields: Sequence[Any]) -> list[Any]:
+        if not fields:
+            return []
+        quote = self.wrapper.ops.quote_name
+        columns = ", ".join(quote(field.column) for field in fields)
+        clusters = self.fixed_clusters()[:1] or self.facts.shards
+        rows: list[Any] = []
+        for step in steps:
+            where, params = self.by_pk(self._new_pks(step))
+            sql = f"SELECT {columns} FROM {quote(self.table.name)} WHERE {where}"
+            for cluster in clusters:
+                node = self.routing.node(cluster, is_write=False)
+                rows += self.facts.engine.fetch(node, sql, params)
+        return rows
+
+    def _steps(
+        self, rows: list[Any], values: list[Any], names: list[str], computed: list[str]
+    ) -> Iterator[Step]:
+        pk_count = len(self.table.pk_fields)
+        start = pk_count + len(self.table.key_fields)  # annotations follow the fields
+        groups: dict[Any, Step] = {}
+        for row in rows:
+            new = tuple(row[start : start + len(computed)])
+            shard = self._shard_of(row)
+            try:
+                step = groups.get((shard, new))
+            except TypeError:  # an unhashable value, such as JSON
+                step, key = None, object()
+            else:
+                key = (shard, new)
+            if step is None:
+                found = dict(zip(computed, new, strict=True))
+                final = [
+                    (field, model, found.get(name, value))
+                    for name, (field, model, value) in zip(names, values, strict=True)
+                ]
+                step = groups[key] = Step(shard, [], final)
+            step.pks.append(tuple(row[:pk_count]))
+        for step in groups.values():
+            for at in range(0, len(step.pks), BATCH):
+                yield Step(step.shard, step.pks[at : at + BATCH], step.values)
+
+    def _shard_of(self, row: Sequence[Any]) -> str | None:
+        fields = self.table.key_fields
+        if not self.table.is_sharded or not fields:
+            return None
+        start = len(self.table.pk_fields)
+        return self.facts.shard_of(fields, tuple(row[start : start + len(fields)]))
+
+    def _clusters(self, shard: str | None) -> tuple[str, ...]:
+        if shard is not None:
+            return (shard,)
+        return self.fixed_clusters() or self.facts.shards
+
+    def _write(self, steps: list[Step], values: list[Any], order_by: Any) -> int:
+        written = {field.column for field, _, _ in values}
+        rules = [rule for rule in self.rules if rule.columns & written]
+        if written & set(self.table.pk_columns):
+            rules = list(self.rules)  # every claim names its row by the primary key
+        if rules:
+            for step in steps:
+                self._release(step, rules)
+        count = 0
+        moves = self.routing.moves_rows(self.table, written)
+        for step in steps:
+            counts = [
+                self._update(c, step, order_by, moves=moves)
+                for c in self._clusters(step.shard)
+            ]
+            count += max(counts) if self.table.is_reference else sum(counts)
+        for step in steps:
+            pks = self._new_pks(step)
+            for cluster in self._clusters(step.shard):
+                if moves:
+                    self._move(cluster, pks)
+        for step in steps if rules else ():
+            self._hold(step, rules, everywhere=moves)
+        return count
+
+    def _update(self, cluster: str, step: Step, order_by: Any, *, moves: bool) -> int:
+        update = UpdateQuery(self.table.opts.model)
+        update.add_update_fields(list(step.values))
+        self._filter(update, step)
+        update.order_by = order_by  # MySQL checks unique keys row by row
+        compiler = update.get_compiler(self.wrapper.alias, self.wrapper)
+        node = self.routing.node(cluster, is_write=True)
+        # A row that moves refers to rows of its new shard, where the copy is checked.
+        checks = self.facts.engine.unchecked(node) if moves else nullcontext()
+        with checks, self.routing.on(cluster, is_write=True):
+            return int(compiler.run_plain(ROW_COUNT) or 0)
+
+    def _new_pks(self, step: Step) -> list[tuple[Any, ...]]:
+        changed = {field.column: value for field, _, value in step.values}
+        return [
+            tuple(
+                changed.get(field.column, old)
+                for field, old in zip(self.table.pk_fields, pk, strict=True)
+            )
+            for pk in step.pks
+        ]
+
+    def _move(self, cluster: str, pks: list[tuple[Any, ...]]) -> None:
+        """Rows of a cluster that now belong elsewhere: copy them there, delete."""
+        node = self.routing.node(cluster, is_write=True)
+        engine, quote = self.facts.engine, self.wrapper.ops.quote_name
+        fields = list(self.table.key_fields)
+        hop = self.table.key_path[0] if self.table.key_path else None
+        if hop is not None:
+            fields = [self.table.opts.get_field(hop.field)]
+        wanted = [*self.table.pk_fields, *fields]
+        where, params = self.by_pk(pks)
+        name = quote(self.table.name)
+        rows = engine.fetch(
+            node,
+            f"SELECT {', '.join(quote(f.column) for f in wanted)} "
+            f"FROM {name} WHERE {where}",
+            params,
+        )
+        parents = (
+            self.routing.locate(hop, {row[-1] for row in rows}) if hop and rows else {}
+        )
+        for row in rows:
+            pk, key = row[: len(self.table.pk_fields)], row[len(self.table.pk_fields) :]
+            target = (
+                self.facts.shard_of(tuple(fields), tuple(key))
+                if hop is None
+                else parents.get(key[0])
+            )
+            if target in (None, cluster):
+                continue
+            self._refuse_children()
+            spot, values = self.by_pk([pk])
+            there = self.routing.node(target, is_write=True)
+            engine.copy_rows(node, there, self.table.name, spot, values)
+            engine.run(node, f"DELETE FROM {name} WHERE {spot}", values).close()
+
+    def _refuse_children(self) -> None:
+        for child in self.facts.tables.all(self.table.opts.apps).values():
+            if any(hop.table == self.table.name for hop in child.key_path):
+                raise RouteRefused(
+                    "E404",
+                    f"a row of {self.table.label} would change its shard, and "
+                    f"{child.label} lives with it: insert a new row, let the rows of "
+                    f"{child.label} refer to it, and delete the old one",
+                )
+
+    # -- claims -------------------------------------------------------------------
+
+    def _claims_of(
+        self,
+        cluster: str,
+        pks: list[tuple[Any, ...]],
+        rules: Sequence[Any],
+        *,
+        locks: bool = False,
+    ) -> list[Claim]:
+        where, params = self.by_pk(pks)
+        if locks and self.wrapper.features.has_select_for_update:
+            # Of two writers of a row, the later one finds what the other claimed.
+            where += f" {self.wrapper.ops.for_update_sql()}"
+        node = self.routing.node(cluster, is_write=True)
+        return self.claims(rules).of_rows(node, where, params)
+
+    def _release(self, step: Step, rules: Sequence[Any]) -> None:
+        self.routing.touch_home()
+        for cluster in self._clusters(step.shard):
+            held = self._claims_of(cluster, step.pks, rules, locks=True)
+            self.claims(rules).release([claim.row_key for claim in held], rules)
+
+    def _hold(self, step: Step, rules: Sequence[Any], *, everywhere: bool) -> None:
+        pks = self._new_pks(step)
+        clusters = self.facts.shards if everywhere else self._clusters(step.shard)
+        for cluster in clusters:
+            self.claims(rules).hold(self._claims_of(cluster, pks, rules), cluster)
+
+    # -- DELETE -------------------------------------------------------------------
+
+    def delete(self, original: Query) -> int:
+        """Delete the rows of ``original``, letting go of what they claim."""
+        with self.transaction.statement():
+            steps = self._steps(self.pick(original), [], [], [])
+            if not self.referrers:  # their rows may be of this table, and change
+                self._conditions = self._own_conditions(original)
+            return sum(self._delete(step) for step in steps)
+
+    @cached_property
+    def referrers(self) -> list[Any]:
+        """Foreign keys whose ON DELETE no database of the fleet can carry out."""
+        return [
+            relation.field
+            for relation in self.table.opts.related_objects
+            if isinstance(relation.on_delete, DatabaseOnDelete)
+            and self._has_table(relation.field.model._meta)
+            and not is_holdable(self.facts.topology, relation.field)
+        ]
+
+    def _has_table(self, opts: Any) -> bool:
+        """Whether this vendor has the table; a model may require a feature."""
+        return bool(not opts.managed or opts.can_migrate(self.wrapper))
+
+    def _act_on_referrers(self, pks: list[tuple[Any, ...]]) -> None:
+        """What ON DELETE would do, without signals, as a database does."""
+        for field in self.referrers:
+            rows: Any = QuerySet(field.model, using=self.wrapper.alias).filter(
+                **{f"{field.name}__pk__in": self.pk_values(pks)}
+            )
+            match field.remote_field.on_delete.operation:
+                case "CASCADE":
+                    rows._raw_delete(self.wrapper.alias)
+                case "SET NULL":
+                    rows.update(**{field.name: None})
+                case _:
+                    rows.update(**{field.name: field.db_default})
+
+    def _delete(self, step: Step) -> int:
+        if self.referrers:
+            self._act_on_referrers(step.pks)
+        if self.rules:
+            self._release(step, self.rules)
+        counts = []
+        for cluster in self._clusters(step.shard):
+            delete = DeleteQuery(self.table.opts.model)
+            delete.get_initial_alias()
+            self._filter(delete, step)
+            compiler = delete.get_compiler(self.wrapper.alias, self.wrapper)
+            with self.routing.on(cluster, is_write=True):
+                counts.append(int(compiler.run_plain(ROW_COUNT) or 0))
+        if self.rules and sum(counts) < len(step.pks):
+            self._hold(step, self.rules, everywhere=False)  # rows that stay after all
+        return max(counts) if self.table.is_reference else sum(counts)
+
+
+def _needs_tables(value: Any, query: Query) -> bool:
+    parts = value.resolve_expression(query.clone()).flatten()
+    return any(isinstance(part, (Subquery, Query)) for part in parts)
+
+
+def _typed(value: Any, field: Any, query: Query) -> Any:
+    """An assigned expression as a selected one, which must know its own type."""
+    try:
+        _ = value.resolve_expression(query.clone()).output_field
+    except FieldError:
+        return ExpressionWrapper(value, output_field=field)
+    return value

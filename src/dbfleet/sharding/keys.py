@@ -1,0 +1,116 @@
+"""Shard key -> bytes -> slot -> shard.
+
+The encoding is fixed for ever (vectors in ``tests/sharding/test_keys.py``): rows are
+found again by it. Values that the database calls equal must encode alike, so a
+value is first brought to its field's own Python type.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import hashlib
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from django.db.models import IntegerField
+
+from dbfleet.errors import InvalidShardKey, NullShardKey
+
+_UTC = datetime.UTC
+
+
+def target_of(field: Any) -> Any:
+    """Follow foreign keys to the field whose values are stored."""
+    while field.remote_field:
+        field = field.target_field
+    return field
+
+
+def encode(value: Any) -> bytes:  # noqa: PLR0911 - one line for each type
+    """The fixed byte form of one key value; raises TypeError for other types."""
+    if isinstance(value, int):  # bool included: True is 1 in every database
+        return b"i%d" % value
+    if isinstance(value, str):
+        return b"s" + value.encode()
+    if isinstance(value, uuid.UUID):
+        return b"u" + value.bytes
+    if isinstance(value, decimal.Decimal):
+        whole = value == value.to_integral_value()
+        return b"d" + str(int(value) if whole else value.normalize()).encode()
+    if isinstance(value, float):
+        return b"f" + repr(value + 0.0).encode()
+    if isinstance(value, datetime.datetime):
+        if value.tzinfo is not None:
+            value = value.astimezone(_UTC).replace(tzinfo=None)
+        return b"t" + str(value.isoformat()).encode()
+    if isinstance(value, (datetime.date, datetime.time)):
+        return b"t" + value.isoformat().encode()
+    if isinstance(value, datetime.timedelta):
+        return b"l%d" % (value // datetime.timedelta(microseconds=1))
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return b"b" + bytes(value)
+    raise TypeError(type(value).__name__)
+
+
+def canonical(field: Any, value: Any, connection: Any) -> Any:
+    """``value`` as the type that ``field`` stores."""
+    stored = target_of(field)
+    if type(value) is int and isinstance(stored, IntegerField):
+        return value  # the usual key, without the ceremony
+    try:
+        # Prepared first: a field may store another value than it was given.
+        python = stored.to_python(stored.get_prep_value(value))
+        if isinstance(python, decimal.Decimal):
+            python = _rounded(stored, python, connection)
+        encode(python)
+    except TypeError:
+        # A custom type: what is sent to the database is what is hashed.
+        python = stored.get_db_prep_save(value, connection=connection)
+    return python
+
+
+def _rounded(field: Any, value: decimal.Decimal, connection: Any) -> decimal.Decimal:
+    """A decimal with the digits of its column, as the row will be read again.
+
+    Servers round when they store; SQLite keeps every digit and Django rounds to even
+    when it reads.
+    """
+    places = getattr(field, "decimal_places", None)
+    if places is None or not value.is_finite():
+        return value
+    is_file = connection.vendor == "sqlite"
+    rounding = decimal.ROUND_HALF_EVEN if is_file else decimal.ROUND_HALF_UP
+    try:
+        return value.quantize(decimal.Decimal(1).scaleb(-places), rounding)
+    except decimal.InvalidOperation:
+        return value  # more digits than any row has
+
+
+def slot_of(
+    fields: Sequence[Any], values: Sequence[Any], slots: int, connection: Any
+) -> int:
+    """The slot of a key, 0 <= slot < ``slots``.
+
+    Raises NullShardKey for a part that is None, InvalidShardKey for a value that
+    its field cannot hold.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for field, value in zip(fields, values, strict=True):
+        if value is None:
+            raise NullShardKey(
+                "E401",
+                f"{field.model._meta.label}.{field.name} is the shard key and is "
+                "NULL; a row needs a shard key to be stored: give it a value",
+            )
+        try:
+            part = encode(canonical(field, value, connection))
+        except Exception as error:
+            raise InvalidShardKey(
+                "E404",
+                f"{value!r} is no shard key for "
+                f"{field.model._meta.label}.{field.name}: {error}",
+            ) from error
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return int.from_bytes(digest.digest(), "big") % slots

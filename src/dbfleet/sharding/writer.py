@@ -1,0 +1,64 @@
+"""What every write to a sharded table needs: rules, conditions, clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dbfleet.planner.plan import Facts
+from dbfleet.planner.route import HOME
+from dbfleet.planner.tables import Table
+from dbfleet.sharding.claims import Claims
+
+
+class Writer:
+    """Writes of one table through one alias wrapper."""
+
+    def __init__(self, routing: Any, table: Table) -> None:
+        self.routing, self.table = routing, table
+        self.wrapper = routing.wrapper
+        self.facts: Facts = routing.facts()
+        self.rules = routing.claim_rules(table)
+        self.transaction = self.wrapper.transaction
+
+    def claims(self, rules: Sequence[Any] | None = None) -> Claims:
+        chosen = self.rules if rules is None else rules
+        return Claims(self.facts, self.table, chosen, self.wrapper)
+
+    def fixed_clusters(self) -> tuple[str, ...]:
+        """Where all rows of the table go; empty if each row has its own shard."""
+        if self.table.is_reference:
+            return (HOME, *self.facts.shards)
+        return () if self.table.is_sharded else (HOME,)
+
+    # -- conditions -------------------------------------------------------------------
+
+    def pks_of(self, objs: Iterable[Any]) -> list[tuple[Any, ...]]:
+        fields = self.table.pk_fields
+        return [tuple(getattr(obj, f.attname) for f in fields) for obj in objs]
+
+    def pk_values(self, pks: list[Any]) -> list[Any]:
+        return [pk[0] if len(pk) == 1 else tuple(pk) for pk in pks]
+
+    def by_pk(self, pks: Iterable[Sequence[Any]]) -> tuple[str, list[Any]]:
+        return self.by_values(list(self.table.pk_fields), list(pks))
+
+    def by_values(
+        self, fields: Sequence[Any], rows: Sequence[Sequence[Any]]
+    ) -> tuple[str, list[Any]]:
+        """``WHERE`` text that finds rows by values of some columns."""
+        quote = self.wrapper.ops.quote_name
+        prep = [
+            [
+                field.get_db_prep_save(value, connection=self.wrapper)
+                for field, value in zip(fields, row, strict=True)
+            ]
+            for row in rows
+        ]
+        if len(fields) == 1:
+            marks = ", ".join(["%s"] * len(prep))
+            return f"{quote(fields[0].column)} IN ({marks})", [
+                v for r in prep for v in r
+            ]
+        one = "(" + " AND ".join(f"{quote(f.column)} = %s" for f in fields) + ")"
+        return " OR ".join([one] * len(prep)), [v for r in prep for v in r]

@@ -1,0 +1,7 @@
+"""Run the rig's command line."""
+
+import sys
+
+from dbfleet.testing.rig.cli import main
+
+sys.exit(main())

@@ -1,0 +1,98 @@
+"""The options of an alias as a whole: ``READ_ONLY``, ``POLICY``, ``SLOTS``, …
+
+Guards one invariant: an option that has no meaning for an alias is refused, so
+nobody relies on something that does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dbfleet.errors import ConfigurationError
+from dbfleet.policies import Policy, read_policy
+from dbfleet.topology.mistakes import Mistakes, unknown_name
+from dbfleet.topology.snapshot import (
+    COMMIT_MODES,
+    DEFAULT_LIMITS,
+    DEFAULT_SLOTS,
+    CommitMode,
+    GatherLimits,
+)
+
+#: Options of an alias as a whole, apart from ``POLICY``, which a shard has too.
+OPTION_KEYS = frozenset(["READ_ONLY", "SLOTS", "GATHER", "COMMIT"])
+_OF_SHARDS = ("SLOTS", "GATHER", "COMMIT")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options as read; a wrong one keeps its default."""
+
+    read_only: bool = False
+    policy: Policy | None = None
+    slots: int = DEFAULT_SLOTS
+    gather: GatherLimits = DEFAULT_LIMITS
+    gather_own: frozenset[str] = frozenset()
+    commit: CommitMode = "two_phase"
+
+
+def read_options(alias: str, entry: Mapping[str, Any], mistakes: Mistakes) -> Options:
+    """Read and check the options of an entry."""
+    read: dict[str, Any] = {}
+    if "SHARDS" not in entry:
+        for key in _OF_SHARDS:
+            if key in entry:
+                mistakes.add(
+                    "E005", alias, f"{key} is about shards, but there are no SHARDS"
+                )
+    match entry.get("READ_ONLY", False):
+        case bool(read_only):
+            read["read_only"] = read_only
+        case other:
+            mistakes.add(
+                "E004", alias, f"READ_ONLY must be True or False, not {other!r}"
+            )
+    slots = entry.get("SLOTS", DEFAULT_SLOTS)
+    if is_positive(slots):
+        read["slots"] = slots
+    else:
+        mistakes.add("E004", alias, f"SLOTS must be a positive int, not {slots!r}")
+    commit = entry.get("COMMIT", "two_phase")
+    if commit in COMMIT_MODES:
+        read["commit"] = commit
+    else:
+        mistakes.add("E004", alias, f"COMMIT {unknown_name(commit, COMMIT_MODES)}")
+    try:
+        read["policy"] = read_policy(entry.get("POLICY"))
+    except ConfigurationError as error:
+        mistakes.add_error(alias, error)
+    own = read_limits(alias, entry.get("GATHER", {}), mistakes)
+    read["gather"] = GatherLimits(**own)
+    read["gather_own"] = frozenset(own)
+    return Options(**read)
+
+
+def read_limits(where: str, given: object, mistakes: Mistakes) -> dict[str, int]:
+    """The limits that a ``GATHER`` dict sets, under their lower-case names."""
+    if not isinstance(given, Mapping):
+        mistakes.add("E004", where, "GATHER must be a dict, e.g. {'MAX_ROWS': 10_000}")
+        return {}
+    known = GatherLimits.names()
+    limits = {}
+    for key, value in given.items():
+        if key not in known:
+            mistakes.add("E006", where, f"GATHER option {unknown_name(key, known)}")
+        elif not is_positive(value) and not (key == "INLINE_ROWS" and value == 0):
+            mistakes.add(
+                "E004", where, f"GATHER {key} must be a positive int, not {value!r}"
+            )
+        else:
+            limits[key.lower()] = value
+    return limits
+
+
+def is_positive(value: object) -> bool:
+    """Whether a value is a positive int; True is not."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

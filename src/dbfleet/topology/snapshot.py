@@ -1,0 +1,94 @@
+"""The immutable form of a declared alias: names of nodes and how they belong together.
+
+Guards one invariant: a snapshot holds no connection settings, so it cannot go
+stale when Django renames a database for tests. A node's settings are looked up
+where they live, in ``settings_dict["NODES"][name]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from dbfleet.policies import Policy
+from dbfleet.topology.values import FrozenDict
+
+CommitMode = Literal["two_phase", "best_effort"]
+COMMIT_MODES: tuple[CommitMode, ...] = ("two_phase", "best_effort")
+
+DEFAULT_SLOTS = 5040
+
+
+@dataclass(frozen=True, slots=True)
+class GatherLimits:
+    """What one gather may hold; past ``inline_rows`` it uses temporary tables."""
+
+    max_rows: int = 100_000
+    max_bytes: int = 64 * 2**20
+    inline_rows: int = 200
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The settings' names: ``MAX_ROWS``, ``MAX_BYTES``, ``INLINE_ROWS``."""
+        return tuple(limit.name.upper() for limit in fields(cls))
+
+
+DEFAULT_LIMITS = GatherLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterTopology:
+    """A primary and its replicas, by node name."""
+
+    name: str
+    primary: str
+    replicas: tuple[str, ...] = ()
+    #: How a replica is chosen; None leaves it to ``DBFLEET["POLICY"]``.
+    policy: Policy | None = None
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The primary, then the replicas."""
+        return (self.primary, *self.replicas)
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """All that is declared about one alias, except connection settings."""
+
+    alias: str
+    #: The vendor engine of every node, a dotted path as in Django's ``ENGINE``.
+    engine: str
+    home: ClusterTopology
+    shards: Mapping[str, ClusterTopology] = field(default_factory=FrozenDict)
+    read_only: bool = False
+    slots: int = DEFAULT_SLOTS
+    gather: GatherLimits = DEFAULT_LIMITS
+    #: The limits this alias sets itself; ``DBFLEET["GATHER"]`` gives the others.
+    gather_own: frozenset[str] = frozenset()
+    commit: CommitMode = "two_phase"
+    policy: Policy | None = None
+
+    @property
+    def is_sharded(self) -> bool:
+        return bool(self.shards)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing to decide: one node, which may be written."""
+        return not self.shards and not self.home.replicas and not self.read_only
+
+    @property
+    def clusters(self) -> tuple[ClusterTopology, ...]:
+        """Home, then the shards in the order of their declaration."""
+        return (self.home, *self.shards.values())
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Every node's name; home first, each primary before its replicas."""
+        return tuple(node for cluster in self.clusters for node in cluster.nodes)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Topology:
+        # Django deep-copies settings_dict; a policy's state must stay shared.
+        return self

@@ -1,0 +1,1 @@
+"""One transaction over the nodes of an alias: enlisting, savepoints, commit."""

@@ -1,0 +1,485 @@
+"""The transaction of one alias wrapper, over every node it touches.
+
+Home begins with the alias; another node is enlisted when a statement first touches
+it: BEGIN, then the savepoints that are open. Invariant: after any outcome no node
+keeps a transaction of ours open, except a prepared one that an error has named.
+
+Protocol (Gray and Lamport, "Consensus on Transaction Commit", presumed abort with
+the decision in one participant's own log): writers other than home prepare, home
+commits the decision row with its own work, the prepared ones commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.utils import Error
+
+from dbfleet import sessions
+from dbfleet.errors import (
+    CommitPending,
+    CommitUnknown,
+    NodeUnavailable,
+    RollbackPending,
+    RouteRefused,
+    TransactionAborted,
+    TwoPhaseUnavailable,
+)
+from dbfleet.executor.failures import reason_of
+from dbfleet.observe import events
+
+HOME = "home"
+
+#: how long a decision can be read; a server's clock may be off by a day
+DECISIONS_KEPT = datetime.timedelta(days=8)
+DECISIONS_BETWEEN_PRUNING = 1000
+_decisions = itertools.count(1)
+
+
+@dataclass(slots=True)
+class Participant:
+    """A node inside the transaction."""
+
+    cluster: str
+    node: Any
+    gid: str
+    #: the driver's connection that has the transaction; no other one may go on
+    connection: Any
+    wrote: bool = False
+
+
+class FleetTransaction:
+    """Enlists nodes and carries a commit to every one of them."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self.wrapper = wrapper
+        self.engine = wrapper.engine
+        self.enlisted: dict[str, Participant] = {}
+        self.savepoints: list[str] = []
+        self.home_wrote = False
+        #: a transaction of one statement, begun by us under autocommit
+        self.is_internal = False
+        self._home_begun = False
+        self._id = ""
+        self._internal_count = 0
+
+    # -- state ------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether statements run inside a transaction; no I/O."""
+        wrapper = self.wrapper
+        if wrapper.in_atomic_block or self.is_internal:
+            return True
+        if wrapper.connection is not None:
+            return not wrapper.autocommit
+        return not wrapper.settings_dict["AUTOCOMMIT"]
+
+    def check_usable(self) -> None:
+        """Refuse statements once one node has failed, as one server would."""
+        if not self.engine.aborts_on_error:
+            return
+        nodes = [self.wrapper, *(p.node for p in self.enlisted.values())]
+        if any(self.engine.is_aborted(node) for node in nodes):
+            self.wrapper.validate_no_broken_transaction()
+            raise TransactionAborted(
+                "current transaction is aborted, commands ignored until end of "
+                "transaction block"
+            )
+
+    # -- enlisting ----------------------------------------------------------------
+
+    def touch(self, cluster: str, node: Any, *, is_write: bool) -> None:
+        """Make ``node`` part of the transaction; one round trip the first time."""
+        if cluster == HOME:
+            self.home_wrote = self.home_wrote or is_write
+            self._begin_home()
+            return
+        part = self.enlisted.get(cluster)
+        if part is None:
+            gid = self._gid(cluster)
+            self.engine.begin(node, gid)
+            part = Participant(cluster, node, gid, node.connection)
+            self.enlisted[cluster] = part
+            for name in self.savepoints:
+                self.engine.savepoint(node, name)
+        elif self._has_ended(part):
+            raise self._ended(part)
+        part.wrote = part.wrote or is_write
+
+    def _has_ended(self, part: Participant) -> bool:
+        node = part.node
+        return node.connection is not part.connection or self.engine.is_closed(node)
+
+    def _ended(self, part: Participant) -> NodeUnavailable:
+        return NodeUnavailable(
+            "E204",
+            f"{part.node.alias} of alias {self.wrapper.alias!r} lost its connection "
+            "inside the transaction, and with it what was done there: the transaction "
+            "can only be rolled back, on every node",
+        )
+
+    def _gid(self, cluster: str) -> str:
+        if not self._id:
+            # With the shard's number at most 64 bytes, the limit of MySQL.
+            self._id = f"dbfleet_{uuid.uuid4().hex[:20]}"
+        return f"{self._id}_{list(self.wrapper.topology.shards).index(cluster)}"
+
+    def _begin_home(self) -> None:
+        if self.is_internal and not self._home_begun:
+            self.engine.run(self.wrapper, "BEGIN").close()
+            self._home_begun = True
+            for name in self.savepoints:
+                self.engine.savepoint(self.wrapper, name)
+
+    def leave_shards(self) -> None:
+        """Take shards that only read out of the transaction, for a statement that
+        would end it on each node by itself."""
+        wrote = [part.cluster for part in self.enlisted.values() if part.wrote]
+        if wrote:
+            raise RouteRefused(
+                "E402",
+                f"DDL on alias {self.wrapper.alias!r} would commit what this "
+                f"transaction wrote on {', '.join(wrote)}, each shard alone; it was "
+                "not sent: commit first, or run it outside of atomic()",
+            )
+        for part in list(self.enlisted.values()):
+            self.engine.commit(part.node, part.gid)
+            del self.enlisted[part.cluster]
+
+    # -- savepoints -----------------------------------------------------------------
+
+    def savepoint(self, name: str) -> None:
+        """A savepoint was set on home: set it on every enlisted node."""
+        self.savepoints.append(name)
+        for part in self.enlisted.values():
+            self.engine.savepoint(part.node, name)
+
+    def rollback_to(self, name: str) -> None:
+        """Undo what enlisted nodes did since the savepoint, which stays open."""
+        if name in self.savepoints:
+            del self.savepoints[self.savepoints.index(name) + 1 :]
+        for part in self.enlisted.values():
+            self.engine.rollback_to(part.node, name)
+
+    def release(self, name: str) -> None:
+        """Forget the savepoint and those set after it."""
+        if name in self.savepoints:
+            del self.savepoints[self.savepoints.index(name) :]
+        for part in self.enlisted.values():
+            self.engine.release(part.node, name)
+
+    # -- one statement over several nodes ---------------------------------------------
+
+    @contextlib.contextmanager
+    def statement(self) -> Iterator[None]:
+        """Make a statement that takes several steps all or nothing.
+
+        Outside a transaction it gets one of its own. Inside, a server that goes on
+        after an error gets a savepoint; one that does not is simply aborted.
+        """
+        if self.is_internal:
+            yield
+        elif not self.is_open:
+            with self._own():
+                yield
+        elif self.engine.aborts_on_error:
+            yield
+        else:
+            with self._inner():
+                yield
+
+    @contextlib.contextmanager
+    def _own(self) -> Iterator[None]:
+        # Home may be needed for the decision only, too late to replace it.
+        self.wrapper.close_if_health_check_failed()
+        self.is_internal = True
+        try:
+            try:
+                yield
+            except BaseException:
+                self._rollback_home()
+                self.rollback()
+                raise
+            self.commit(self._commit_home)
+        finally:
+            self.is_internal = self._home_begun = False
+
+    def _commit_home(self) -> None:
+        if self._home_begun:
+            self.engine.run(self.wrapper, "COMMIT").close()
+
+    def _rollback_home(self) -> None:
+        if self._home_begun:
+            with contextlib.suppress(Error):
+                self.engine.run(self.wrapper, "ROLLBACK").close()
+
+    @contextlib.contextmanager
+    def _inner(self) -> Iterator[None]:
+        self._internal_count += 1
+        name = f"dbfleet_s{self._internal_count}"
+        self.engine.savepoint(self.wrapper, name)
+        self.savepoint(name)
+        try:
+            yield
+        except BaseException:
+            # A deadlock has undone the whole transaction, savepoints included; its
+            # own error is what the caller must see.
+            with contextlib.suppress(Error):
+                self.engine.rollback_to(self.wrapper, name)
+                self.rollback_to(name)
+                self.engine.release(self.wrapper, name)
+                self.release(name)
+            raise
+        self.engine.release(self.wrapper, name)
+        self.release(name)
+
+    # -- the end --------------------------------------------------------------------
+
+    def commit(self, commit_home: Callable[[], Any]) -> None:
+        """Commit every node; ``commit_home`` commits home's own work.
+
+        One writer: one round trip for each node. Several: two for each writer but
+        home. Raises CommitUnknown or CommitPending when a reply is missing;
+        nothing is repeated.
+        """
+        writers = [part for part in self.enlisted.values() if part.wrote]
+        self._note_writes(writers)  # also for a commit that is lost: it may be there
+        try:
+            for part in writers:
+                if self._has_ended(part):
+                    raise self._ended(part)
+            if not writers:
+                self._commit_alone(commit_home)
+            elif len(writers) + self.home_wrote == 1:
+                commit_home()  # first: what was only read there may still be refused
+                self._commit_each(writers)
+            elif self._is_two_phase():
+                self._commit_prepared(writers, commit_home)
+            else:
+                self._commit_in_order(writers, commit_home)
+        except BaseException:
+            self.rollback()  # whatever is still enlisted
+            raise
+        self._finish()
+
+    def _commit_alone(self, commit_home: Callable[[], Any]) -> None:
+        try:
+            commit_home()
+        except Error as error:
+            if self.home_wrote and self.engine.is_lost(self.wrapper):
+                home = self.wrapper.topology.home.primary
+                raise self._unanswered(home, error) from error
+            raise
+
+    def _is_two_phase(self) -> bool:
+        is_wanted = self.wrapper.topology.commit == "two_phase"
+        return bool(self.engine.can_prepare and is_wanted)
+
+    def _commit_each(self, parts: list[Participant]) -> None:
+        for part in parts:
+            try:
+                self.engine.commit(part.node, part.gid)
+            except Error as error:
+                if self.engine.is_lost(part.node):
+                    raise self._unanswered(part.node.alias, error) from error
+                raise
+            del self.enlisted[part.cluster]
+
+    def _commit_in_order(
+        self, writers: list[Participant], commit_home: Callable[[], Any]
+    ) -> None:
+        done: list[str] = []
+        for part in writers:
+            try:
+                self._commit_each([part])
+            except Error as error:
+                if not done:
+                    raise
+                raise self._partial(done, part.cluster, error) from error
+            done.append(part.cluster)
+        try:
+            commit_home()
+        except Error as error:
+            raise self._partial(done, HOME, error) from error
+
+    def _partial(self, done: list[str], failed: str, error: Error) -> CommitUnknown:
+        return CommitUnknown(
+            "E602",
+            f"a commit over several nodes of {self.wrapper.alias!r} stopped: "
+            f"{', '.join(done)} committed, {failed} failed ({reason_of(error)}). This "
+            "alias cannot commit several nodes as one (SQLite, or COMMIT = "
+            "'best_effort'); compare the rows on these nodes and repair by hand",
+        )
+
+    def _commit_prepared(
+        self, writers: list[Participant], commit_home: Callable[[], Any]
+    ) -> None:
+        prepared: list[Participant] = []
+        try:
+            for part in writers:
+                self._prepare(part)
+                prepared.append(part)
+                del self.enlisted[part.cluster]
+            self._write_decision(prepared)
+        except BaseException as error:
+            # A PREPARE without an answer may have happened.
+            unsure = [p for p in writers if p not in prepared and self._has_ended(p)]
+            self._undo(prepared, unsure, error)
+            raise
+        events.emit("commit_prepared", id=self._id, nodes=[p.cluster for p in prepared])
+        try:
+            commit_home()
+        except Error as error:
+            if self.engine.is_lost(self.wrapper):
+                raise self._undecided(prepared, error) from error
+            self._undo(prepared, [], error)
+            raise
+        self._finish_prepared(prepared)
+
+    def _prepare(self, part: Participant) -> None:
+        try:
+            self.engine.prepare(part.node, part.gid)
+        except TwoPhaseUnavailable:
+            self.enlisted.pop(part.cluster, None)
+            raise
+        except Error as error:
+            if "prepared transactions are disabled" not in str(error):
+                raise
+            raise TwoPhaseUnavailable(
+                "E601",
+                f"{part.node.alias} cannot prepare transactions, so writes to "
+                f"several nodes of alias {self.wrapper.alias!r} cannot be made atomic; "
+                "all was rolled back. Set max_prepared_transactions on the server, or "
+                'COMMIT = "best_effort" for the alias to accept partial commits',
+            ) from error
+
+    def _write_decision(self, prepared: list[Participant]) -> None:
+        self._begin_home()
+        names = " ".join(part.cluster for part in prepared)
+        self.engine.run(
+            self.wrapper,
+            "INSERT INTO dbfleet_decision (gid, participants, decided_at) "
+            "VALUES (%s, %s, CURRENT_TIMESTAMP)",
+            [self._id, names],
+        ).close()
+        if next(_decisions) % DECISIONS_BETWEEN_PRUNING == 0:
+            self._prune_decisions()
+
+    def _prune_decisions(self) -> None:
+        """Forget decisions that nothing prepared can still be waiting for."""
+        old = datetime.datetime.now(datetime.UTC) - DECISIONS_KEPT
+        self.engine.run(
+            self.wrapper,
+            "DELETE FROM dbfleet_decision WHERE decided_at < %s",
+            [old.strftime("%Y-%m-%d %H:%M:%S")],
+        ).close()
+
+    def _undo(
+        self,
+        prepared: list[Participant],
+        unsure: list[Participant],
+        error: BaseException,
+    ) -> None:
+        """Roll back what is, or may be, prepared; raises RollbackPending."""
+        pending = []
+        for part in [*prepared, *unsure]:
+            try:
+                if part in unsure:
+                    part.node.close()
+                self.engine.rollback_prepared(part.node, part.gid)
+            except Error:
+                pending.append(part)
+        if pending:
+            raise RollbackPending(
+                "E604",
+                f"transaction {self._id} of {self.wrapper.alias!r} is rolled back "
+                f"({reason_of(error)}), but these nodes did not answer and may hold "
+                "it prepared: " + self._settling(pending, commit=False),
+            ) from error
+
+    def _finish_prepared(self, prepared: list[Participant]) -> None:
+        pending = []
+        for part in prepared:
+            try:
+                self.engine.commit_prepared(part.node, part.gid)
+            except Error:
+                pending.append(part)
+        if pending:
+            raise CommitPending(
+                "E603",
+                f"transaction {self._id} of {self.wrapper.alias!r} is committed, but "
+                "these nodes did not answer and still hold it prepared: "
+                + self._settling(pending, commit=True),
+            )
+
+    def _undecided(self, prepared: list[Participant], error: Error) -> CommitUnknown:
+        return CommitUnknown(
+            "E602",
+            f"home of {self.wrapper.alias!r} did not answer the commit of "
+            f"{self._id} ({reason_of(error)}). If SELECT 1 FROM dbfleet_decision WHERE "
+            f"gid = '{self._id}' finds a row in home, run "
+            + self._settling(prepared, commit=True)
+            + "; if not, run "
+            + self._settling(prepared, commit=False),
+        )
+
+    def _settling(self, parts: list[Participant], *, commit: bool) -> str:
+        return "; ".join(
+            f"on {part.node.alias}: {self.engine.settling_sql(part.gid, commit=commit)}"
+            for part in parts
+        )
+
+    def _unanswered(self, node: str, error: Error) -> CommitUnknown:
+        return CommitUnknown(
+            "E602",
+            f"{node} of {self.wrapper.alias!r} did not answer its COMMIT "
+            f"({reason_of(error)}): it may have happened. Read the rows before "
+            "writing again",
+        )
+
+    def rollback(self) -> None:
+        """Roll back every enlisted node; a node that cannot is disconnected, and
+        its server rolls back."""
+        for part in list(self.enlisted.values()):
+            self._end(part, self.engine.rollback)
+        self.enlisted.clear()
+        self._finish()
+
+    def _end(self, part: Participant, action: Callable[[Any, str], None]) -> None:
+        try:
+            if not self._has_ended(part):
+                action(part.node, part.gid)
+                return
+        except Error:
+            pass
+        with contextlib.suppress(Exception):
+            part.node.close()
+        part.node.connection = None
+
+    def abandon(self) -> None:
+        """Forget everything, without a word to any node: it is another process's."""
+        self.enlisted.clear()
+        self.is_internal = self._home_begun = False
+        self._finish()
+
+    def _note_writes(self, writers: list[Participant]) -> None:
+        alias = self.wrapper.topology.alias
+        if self.home_wrote:
+            sessions.wrote(f"{alias}/{HOME}")
+        for part in writers:
+            sessions.wrote(f"{alias}/{part.cluster}")
+
+    def _finish(self) -> None:
+        for part in list(self.enlisted.values()):  # nodes that only read
+            self._end(part, self.engine.commit)
+        self.enlisted.clear()
+        self.savepoints.clear()
+        self.home_wrote = False
+        self._id = ""
