@@ -1,0 +1,1 @@
+"""A music store on a fleet of databases: the project that ``make demo`` runs."""

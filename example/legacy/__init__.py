@@ -1,0 +1,1 @@
+"""The old system's tables, which the store reads once and never writes."""

@@ -1,0 +1,1 @@
+"""Who bought what. Lives on ``sales``, spread over shards by customer."""
