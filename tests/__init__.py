@@ -1,0 +1,1 @@
+"""The project's tests; `support` holds what they share."""

@@ -1,0 +1,1 @@
+"""What a fleet does when servers are not what its settings say, or go away."""

@@ -1,0 +1,1 @@
+"""What dbfleet costs over plain Django: ``python -m tests.bench``."""

@@ -1,0 +1,92 @@
+"""``python -m tests.bench``: measure, write JSON, print a table.
+
+Exits with 0 when everything was measured, whatever came out, and with 2 when it
+could not be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dbfleet.testing.rig import Rig, RigError
+from tests.bench.projects import DATABASES, load, write_projects
+from tests.bench.rounds import Comparison, Effort, compare_calls, compare_setup
+
+GETS = (
+    Comparison("get(pk), cluster with two replicas", "cluster", "replica", 1.08),
+    Comparison("get(pk), going round three shards", "sharded", "primary"),
+    Comparison("get(pk), Django with a random replica router", "router", "replica"),
+)
+PINNED = (Comparison("get(pk), one pinned shard of three", "sharded", "primary", 1.15),)
+AGGREGATES = (
+    Comparison("grouped sums of 20,000 rows, gathered", "sharded", "primary"),
+)
+SETUP_LIMIT_MS = 60
+
+
+def measure(*, quick: bool) -> list[dict[str, Any]]:
+    """Start the servers and measure everything; about a minute, or ten seconds."""
+    with Rig(durable=False) as rig, tempfile.TemporaryDirectory() as directory:
+        servers = rig.postgresql_cluster(replicas=2, databases=DATABASES)
+        projects = write_projects(Path(directory), servers)
+        load(projects, servers)
+        gets = Effort(1, 5, 20) if quick else Effort(6, 60, 40)
+        aggregates = Effort(1, 2, 1) if quick else Effort(1, 15, 1)
+        return [
+            *compare_calls(projects, GETS, "get", gets),
+            *compare_calls(projects, PINNED, "get_pinned", gets),
+            *compare_calls(projects, AGGREGATES, "aggregate", aggregates),
+            *compare_setup(
+                projects,
+                ("cluster", "sharded"),
+                limit_ms=SETUP_LIMIT_MS,
+                runs=2 if quick else 15,
+            ),
+        ]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results for people."""
+    lines = [
+        f"{'':<46}{'dbfleet':>12}{'plain':>12}{'ratio':>8}  {'quartiles':<14}limit"
+    ]
+    for one in results:
+        ours, baseline = (f"{one[key]:,} {one['unit']}" for key in ("ours", "baseline"))
+        spread = "-".join(f"{edge:.3f}" for edge in one.get("quartiles", ()))
+        limit = "" if one["limit"] is None else f"{one['limit']:g}"
+        if "added" in one:
+            limit = f"{one['added']:+.1f} of {one['limit']:g} ms"
+        verdict = "" if one["limit"] is None else (" ok" if one["ok"] else " OVER")
+        lines.append(
+            f"{one['name']:<46}{ours:>12}{baseline:>12}{one['ratio']:>8.3f}  "
+            f"{spread:<14}{limit}{verdict}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("build/bench.json"))
+    parser.add_argument(
+        "--quick", action="store_true", help="a few rounds: whether it runs at all"
+    )
+    options = parser.parse_args()
+    try:
+        results = measure(quick=options.quick)
+    except RigError as error:
+        print(f"cannot measure: {error}", file=sys.stderr)
+        return 2
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
+    print(f"wrote {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The app that every project of the benchmark has."""

@@ -1,0 +1,198 @@
+"""A session never misses its own write, however far the replicas are behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.clusters.conftest import Fleet
+
+WRITES = {
+    "create": 'Note.objects.create(text="new")',
+    "bulk_create": 'Note.objects.bulk_create([Note(text="new")])',
+    "in a transaction": """
+        with transaction.atomic():
+            Note.objects.create(text="new")
+        """,
+    "raw": "raw(\"INSERT INTO app_note (text) VALUES ('new')\")",
+    "many at once": """
+        with connection.cursor() as cursor:
+            cursor.executemany("INSERT INTO app_note (text) VALUES (%s)", [["new"]])
+        """,
+    "by a function": 'raw("SELECT mark()"); Note.objects.update(text="new")',
+    "get_or_create": 'Note.objects.get_or_create(text="new")',
+}
+
+
+def pause_all(fleet: Fleet) -> None:
+    for replica in fleet.servers.replicas:
+        replica.pause_replay()
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_write_is_seen_while_every_replica_is_behind(fleet: Fleet, what: str) -> None:
+    assert fleet.ask("where()") in fleet.replicas
+    pause_all(fleet)
+    fleet.run(WRITES[what])
+    for _ in range(2):
+        assert fleet.ask("texts(), where()") == [["new"], "primary"]
+        assert fleet.ask('raw("SELECT text FROM app_note")') == [["new"]]
+
+
+def test_updates_and_deletes_are_seen_as_well(fleet: Fleet) -> None:
+    fleet.run("Note.objects.bulk_create(Note(text=str(n)) for n in range(3))")
+    fleet.servers.wait_until_caught_up()
+    pause_all(fleet)
+    for n in range(6):
+        fleet.run(f'Note.objects.filter(text__startswith="0").update(text="0 {n}")')
+        assert fleet.ask("texts()[0]") == f"0 {n}"
+    fleet.run('Note.objects.filter(text="1").delete()')
+    assert fleet.ask("texts()") == ["0 5", "2"]
+
+
+def test_a_replica_that_has_caught_up_serves_again(fleet: Fleet) -> None:
+    pause_all(fleet)
+    fleet.run('Note.objects.create(text="new")')
+    assert fleet.ask("where()") == "primary"
+    for replica in fleet.servers.replicas:
+        replica.resume_replay()
+    fleet.servers.wait_until_caught_up()
+    assert set(fleet.ask("[where() for _ in range(4)]")) == set(fleet.replicas)
+    assert fleet.ask("[texts() for _ in range(4)]") == [["new"]] * 4
+
+
+def test_the_replica_that_is_not_behind_serves(fleet: Fleet) -> None:
+    if len(fleet.replicas) < 2:
+        return
+    fleet.servers.replicas[0].pause_replay()
+    fleet.run('Note.objects.create(text="new")')
+    fleet.servers.replicas[1].wait_until_caught_up()
+    found = fleet.ask("[(texts(), where()) for _ in range(4)]")
+    assert found == [[["new"], "replica2"]] * 4
+
+
+def test_what_is_required_is_each_sessions_own(fleet: Fleet) -> None:
+    pause_all(fleet)
+    found = fleet.run(
+        """
+        Note.objects.create(text="mine")
+        fresh = contextvars.Context()
+        theirs = fresh.run(lambda: (texts(), where()))
+        result = theirs, (texts(), where())
+        """
+    )
+    assert found[1] == [["mine"], "primary"]
+    assert found[0][0] == []
+    assert found[0][1] in fleet.replicas
+    # A session goes on in a task or thread that copies its context.
+    copied = fleet.run(
+        """
+        import threading
+        seen = []
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=lambda: seen.append(context.run(texts)))
+        thread.start()
+        thread.join(20)
+        result = seen
+        """
+    )
+    assert copied == [["mine"]]
+
+
+def test_a_rolled_back_write_requires_nothing(fleet: Fleet) -> None:
+    pause_all(fleet)
+    found = fleet.run(
+        """
+        with transaction.atomic():
+            Note.objects.create(text="gone")
+            inside = texts()
+            transaction.set_rollback(True)
+        result = inside, texts(), where()
+        """
+    )
+    assert found[:2] == [["gone"], []]
+    assert found[2] in fleet.replicas
+
+
+def test_what_runs_on_commit_sees_the_commit(fleet: Fleet) -> None:
+    pause_all(fleet)
+    found = fleet.run(
+        """
+        seen = []
+        with transaction.atomic():
+            Note.objects.create(text="new")
+            transaction.on_commit(lambda: seen.append((texts(), where())))
+        result = seen
+        """
+    )
+    assert found == [[["new"], "primary"]]
+
+
+def test_eventual_reads_ask_for_no_freshness(fleet: Fleet) -> None:
+    pause_all(fleet)
+    found = fleet.run(
+        """
+        Note.objects.create(text="new")
+        with dbfleet.consistency("eventual"):
+            stale = texts(), where()
+        with dbfleet.consistency("strong"):
+            strong = texts(), where()
+        with dbfleet.consistency("session"):
+            own = texts(), where()
+        result = stale, strong, own
+        """
+    )
+    assert found[0][0] == []
+    assert found[0][1] in fleet.replicas
+    assert found[1:] == [[["new"], "primary"]] * 2
+
+
+def test_another_aliass_writes_are_not_this_ones(fleet: Fleet) -> None:
+    """Two aliases are two databases, even where they are one."""
+    pause_all(fleet)
+    found = fleet.run(
+        """
+        Note.objects.using("rest").create(text="there")
+        result = where(), where(Which.objects.using("rest"))
+        """
+    )
+    assert found[0] in fleet.replicas
+    assert found[1] == "primary"
+
+
+def test_freshness_costs_one_question_of_the_primary(fleet: Fleet) -> None:
+    """The position is asked once after a write, each replica once until it is there."""
+    found = fleet.run(
+        """
+        asked = []
+        engine = type(connection.engine)
+        names = ("position", "has_caught_up")
+        methods = {name: getattr(engine, name) for name in names}
+
+        def counting(name):
+            def method(self, *args):
+                asked.append(name)
+                return methods[name](self, *args)
+            return method
+
+        for name in methods:
+            setattr(engine, name, counting(name))
+        for _ in range(4):
+            texts()
+        quiet = list(asked)
+        Note.objects.create(text="new")
+        result = quiet, asked
+        """
+    )
+    assert found == [[], []]
+    fleet.servers.wait_until_caught_up()
+    found = fleet.run(
+        """
+        for _ in range(6):
+            assert texts() == ["new"]
+        for name, method in methods.items():
+            setattr(engine, name, method)
+        result = asked
+        """
+    )
+    assert found.count("position") == 1
+    assert found.count("has_caught_up") == len(fleet.replicas)

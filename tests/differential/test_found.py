@@ -1,0 +1,170 @@
+"""Differences that random querysets found once, each as one case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.support.project import Project
+
+DATABASES = """
+from dbfleet import Sharded, databases
+
+DATABASES = databases(
+    default=Sharded(home={home!r}, shards={{"a": {a!r}, "b": {b!r}, "c": {c!r}}}),
+    plain={plain!r},
+)
+"""
+MODELS = """
+from django.db.models.functions import Now, Random
+from dbfleet import REFERENCE
+
+class Customer(models.Model):
+    name = models.CharField(max_length=20)
+    score = models.FloatField(default=0)
+
+class Product(models.Model):
+    sku = models.CharField(max_length=20, unique=True)
+
+class Order(models.Model):
+    customer = models.ForeignKey(Customer, models.CASCADE)
+    total = models.IntegerField(default=0)
+    class Meta:
+        shard_key = "customer"
+
+class Country(models.Model):
+    code = models.CharField(max_length=2, unique=True)
+    luck = models.FloatField(default=0)
+    seen = models.DateTimeField(auto_now=True)
+    class Meta:
+        shard_key = REFERENCE
+"""
+Make = Callable[..., Project]
+
+
+def made(project: Make, urls: dict[str, Any], settings: str = "") -> Project:
+    built = project(
+        databases=DATABASES.format(**urls), models=MODELS, settings=settings
+    )
+    for alias in ("default", "plain"):
+        built.manage("migrate", "--run-syncdb", "-v0", f"--database={alias}")
+    return built
+
+
+def files(tmp_path: Any) -> dict[str, Any]:
+    return {
+        name: f"sqlite:///{tmp_path}/{name}.sqlite3"
+        for name in ("home", "a", "b", "c", "plain")
+    }
+
+
+def test_the_first_of_equal_rows_stays(project: Make, tmp_path: Any) -> None:
+    """A row that loses to a stored one does not take the next one with it."""
+    found = made(project, files(tmp_path)).run(
+        """
+        from app.models import Product
+
+        result = []
+        for alias in ("default", "plain"):
+            products = Product.objects.using(alias)
+            products.create(pk=1, sku="s")
+            products.bulk_create(
+                [
+                    Product(pk=2, sku="s"),
+                    Product(pk=2, sku="i"),
+                    Product(pk=3, sku="i"),
+                    Product(pk=4, sku="z"),
+                ],
+                ignore_conflicts=True,
+            )
+            result.append(list(products.order_by("pk").values_list("pk", "sku")))
+        """
+    )
+    assert found[0] == found[1] == [[1, "s"], [2, "i"], [4, "z"]]
+
+
+def test_copies_of_a_reference_row_are_equal(project: Make, tmp_path: Any) -> None:
+    """Times and random numbers are made once, not on every node."""
+    found = made(project, files(tmp_path)).run(
+        """
+        from app.models import Country
+        from django.db import connection
+        from django.db.models.functions import Random
+        from dbfleet import on_shard
+
+        Country.objects.create(pk=1, code="no")
+        Country.objects.bulk_create([Country(pk=2, code="se", luck=Random())])
+        Country.objects.filter(pk=1).update(luck=Random())
+        copies = [
+            connection.engine.fetch(
+                connection.nodes.primary(cluster),
+                "SELECT id, code, luck, seen FROM app_country ORDER BY id",
+            )
+            for cluster in ("home", "a", "b", "c")
+        ]
+        result = [len(copies[0]), len({str(copy) for copy in copies})]
+        """
+    )
+    assert found == [2, 1]
+
+
+def test_a_moved_row_keeps_its_foreign_key(
+    project: Make, mariadb: Any, new_database: Callable[[Any], str]
+) -> None:
+    """The foreign key is checked on the shard that the row goes to."""
+    urls = {
+        name: mariadb.url(new_database(mariadb))
+        for name in ("home", "a", "b", "c", "plain")
+    }
+    settings = "import pymysql\npymysql.install_as_MySQLdb()"
+    found = made(project, urls, settings).run(
+        """
+        from app.models import Customer, Order
+
+        Customer.objects.bulk_create(Customer(pk=n, name=str(n)) for n in range(1, 9))
+        order = Order.objects.create(pk=1, customer_id=1)
+        for customer in range(2, 9):
+            Order.objects.filter(pk=1).update(customer=customer)
+        order.refresh_from_db()
+        result = [
+            order.customer_id,
+            Order.objects.count(),
+            Order.objects.filter(customer=8).count(),
+        ]
+        """
+    )
+    assert found == [8, 1, 1]
+
+
+def test_windows_over_grouped_rows(
+    project: Make, postgres: Any, new_database: Callable[[Any], str]
+) -> None:
+    """PostgreSQL infers a window's columns from the key of what is grouped."""
+    urls = {
+        name: postgres.url(new_database(postgres))
+        for name in ("home", "a", "b", "c", "plain")
+    }
+    found = made(project, urls).run(
+        """
+        from app.models import Customer, Order
+        from django.db.models import F, Sum, Window
+        from django.db.models.functions import Lead
+
+        result = []
+        for alias in ("default", "plain"):
+            customers = Customer.objects.using(alias)
+            customers.bulk_create(
+                Customer(pk=n, name=str(n), score=n * 7 % 5) for n in range(1, 9)
+            )
+            Order.objects.using(alias).bulk_create(
+                Order(pk=n, customer_id=n % 8 + 1, total=n) for n in range(1, 30)
+            )
+            lead = Window(Lead("score", 2), order_by=[F("name").desc(), F("pk").asc()])
+            result.append(
+                customers.annotate(x0=lead)
+                .annotate(x1=Sum("order__total"))
+                .aggregate(a0=Sum("x0"), a1=Sum("x1"))
+            )
+        """
+    )
+    assert found[0] == found[1]

@@ -1,0 +1,125 @@
+"""The differential runs must find what they are for: bugs are put in on purpose.
+
+Each run is a process of its own, because it sets Django up with databases of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.differential.source import Code, call, chain, either, text
+
+RUN = """
+import sys
+{bug}
+from tests.differential.__main__ import main
+sys.exit(main({arguments!r}))
+"""
+
+DROPS_A_SHARD = """
+import dataclasses
+from dbfleet.planner import plan
+right = plan._fragment
+def fragment(*args):
+    part = right(*args)
+    if part.table.startswith("differential_"):
+        part = dataclasses.replace(part, clusters=part.clusters[:2])
+    return part
+plan._fragment = fragment
+"""
+PUSHES_FROM_NULLABLE_SIDE = """
+from dbfleet.planner import blocks
+blocks._is_inner = lambda query, alias: True
+"""
+IGNORES_DISTINCT = """
+from dbfleet.executor.cursors import GatherCursor
+right = GatherCursor.execute
+GatherCursor.execute = lambda self, sql, params=None: right(
+    self, sql.replace("SELECT DISTINCT", "SELECT").replace("COUNT(DISTINCT", "COUNT("),
+    params,
+)
+"""
+LOSES_THE_ORDER = """
+from dbfleet.executor.cursors import GatherCursor
+right = GatherCursor.hold
+def hold(self, result):
+    result.rows.reverse()
+    right(self, result)
+GatherCursor.hold = hold
+"""
+FORGETS_CLAIMS = """
+from dbfleet.sharding.claims import Claims
+Claims.release = lambda self, *args, **kwargs: None
+"""
+
+
+def run(
+    bug: str = "", *flags: str, **options: object
+) -> subprocess.CompletedProcess[str]:
+    """A small run on SQLite, with a bug."""
+    arguments = ["--engine", "sqlite", *flags]
+    for name, value in ({"shards": "3", "count": 120, "seed": 5} | options).items():
+        arguments += [f"--{name}", str(value)]
+    return subprocess.run(
+        [sys.executable, "-c", RUN.format(bug=bug, arguments=arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+
+
+def test_agrees_without_a_bug() -> None:
+    """The last line is the promised one, and the status says the same."""
+    done = run(shards="1,3")
+    last = done.stdout.rstrip().splitlines()[-1]
+    assert re.fullmatch(
+        r"differential: 120 querysets, 0 mismatches, \d+ refused", last
+    ), done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        DROPS_A_SHARD,
+        PUSHES_FROM_NULLABLE_SIDE,
+        IGNORES_DISTINCT,
+        LOSES_THE_ORDER,
+        FORGETS_CLAIMS,
+    ],
+    ids=["shard", "nullable", "distinct", "order", "claims"],
+)
+def test_finds(bug: str) -> None:
+    """A seeded bug is found, shrunk and printed as code with its rows."""
+    done = run(bug, "--until-mismatch", count=1500)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"^MISMATCH 1: .*--seed 5 --round \d+$", done.stdout, re.MULTILINE)
+    assert "--- rows" in done.stdout
+    assert "--- code" in done.stdout
+
+
+def test_a_seed_repeats_a_run() -> None:
+    """The same seed prints the same text."""
+    first, second = (run(count=30, seed=11) for _ in range(2))
+    assert first.stdout == second.stdout
+    assert "seed 11" in first.stdout
+
+
+def test_code_shrinks() -> None:
+    """Every smaller tree is valid source, and fixed parts stay."""
+    condition = either(call("Q", "a=1"), call("Q", "b=2"), glue="|")
+    steps = (
+        Code(".filter(", (condition,), tail=")", least=1),
+        Code(".order_by('pk')", is_fixed=True),
+    )
+    code = call("list", chain("Model.objects", *steps))
+    found = {str(smaller) for smaller in code.smaller()}
+    assert "list(Model.objects.order_by('pk'))" in found
+    assert "list(Model.objects.filter(Q(a=1)).order_by('pk'))" in found
+    assert all("order_by" in source for source in found)
+    assert text("x").parts == ()

@@ -1,0 +1,1 @@
+"""Concurrent clients while servers fail; ``python -m tests.faults`` runs them."""

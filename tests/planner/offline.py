@@ -1,0 +1,212 @@
+"""A fleet of three shards that does not exist: plans without a connection.
+
+Guards one invariant: every node's file lies in a directory that cannot be, so a test
+that would connect fails. :func:`answer_of` carries a plan out on rows of an ordinary
+in-memory database, of which it shows the statement only what the plan fetches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.apps import apps
+from django.db import connection as memory
+from django.db import connections
+from django.db.models import QuerySet
+from django.db.utils import ConnectionHandler
+from django.test import override_settings
+
+from dbfleet import Sharded, databases
+from dbfleet.planner.plan import Facts, plan_read
+from dbfleet.planner.route import HOME, Fragment, Route, Rung
+from dbfleet.sharding import keys
+from dbfleet.sharding.ledger import ShardMap
+
+SHARDS = ("a", "b", "c")
+APP = "tests.planner.store.apps.PlannerStoreConfig"
+NOWHERE = "/nowhere/there/is"
+
+SQLITE = {"ENGINE": "django.db.backends.sqlite3"}
+POSTGRESQL = {"ENGINE": "django.db.backends.postgresql", "HOST": NOWHERE}
+MARIADB = {"ENGINE": "django.db.backends.mysql"}
+
+
+@contextmanager
+def fleet(node: dict[str, str] = SQLITE) -> Iterator[Fleet]:
+    """An alias of three shards, all of them like ``node``, and the store's models."""
+    alias = f"offline_{node['ENGINE'].rsplit('.', 1)[1]}"
+
+    def declared(name: str) -> dict[str, str]:
+        return {**node, "NAME": f"{NOWHERE}/{name}"}
+
+    shards = {shard: declared(shard) for shard in SHARDS}
+    entries = databases(
+        default=declared("default"),
+        **{alias: Sharded(home=declared("home"), shards=shards)},
+    )
+    with override_settings(
+        INSTALLED_APPS=["django.contrib.contenttypes", "dbfleet", APP]
+    ):
+        # A union asks for its alias by name.
+        connections[alias] = ConnectionHandler(entries)[alias]
+        try:
+            yield Fleet(connections[alias])
+        finally:
+            del connections[alias]
+
+
+class Fleet:
+    """Plans of an offline alias."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self.wrapper = wrapper
+        self.topology = wrapper.topology
+        # A lock needs a transaction, for which Django would connect.
+        wrapper.get_autocommit = lambda: False
+        slots, count = self.topology.slots, len(SHARDS)
+        bounds = [slots * n // count for n in range(count + 1)]
+        self._map = ShardMap(
+            [(bounds[n], bounds[n + 1] - 1, name) for n, name in enumerate(SHARDS)],
+            slots,
+        )
+
+    def shard_of(self, fields: tuple[Any, ...], values: tuple[Any, ...]) -> str:
+        slot = keys.slot_of(fields, values, self.topology.slots, self.wrapper)
+        return self._map.shard_of(slot)
+
+    def shard(self, model: Any, *key: Any) -> str:
+        """The shard of a model's rows with this key."""
+        return self.shard_of(self.table(model).key_fields, key)
+
+    def table(self, model: Any) -> Any:
+        return self.wrapper.routing.tables.of(model._meta)
+
+    def statement(self, queryset: Any) -> Any:
+        """A queryset as the planner is given it."""
+        query = queryset.query.clone()
+        compiler = query.get_compiler(connection=self.wrapper)
+        found = self.wrapper.routing.compiled(compiler)
+        assert self.wrapper.connection is None, "planning has connected"
+        return found
+
+    def plan(self, queryset: Any, *, in_transaction: bool = False) -> Route:
+        """The route of a queryset; raises EmptyResultSet where there is none."""
+        return self.route_of(self.statement(queryset), in_transaction=in_transaction)
+
+    def route_of(self, statement: Any, *, in_transaction: bool = False) -> Route:
+        facts = Facts(
+            self.topology,
+            self.wrapper.engine,
+            self.wrapper.routing.tables,
+            self.shard_of,
+            in_transaction,
+        )
+        return plan_read(facts, statement)
+
+    def fragment(self, queryset: Any, model: Any) -> Fragment:
+        """What a gather would fetch of one model's table."""
+        route = self.plan(queryset)
+        assert route.rung is Rung.GATHER, route
+        name = model._meta.db_table
+        [found] = [part for part in route.fragments if part.table == name]
+        return found
+
+
+# -- rows -------------------------------------------------------------------------
+
+
+def models() -> list[Any]:
+    """The store's models, parents before their children."""
+    return list(apps.get_app_config("planner_store").get_models())
+
+
+@contextmanager
+def stored(fleet: Fleet, rows: Iterable[Any]) -> Iterator[None]:
+    """Rows in the in-memory database, each with the shard that it would be on."""
+    with memory.schema_editor() as editor:
+        for model in models():
+            editor.create_model(model)
+    places = {table_name(model): _places(model) for model in models()}
+    try:
+        with memory.cursor() as cursor:
+            for table in places.values():
+                cursor.execute(f"CREATE TABLE {table} (place INTEGER, shard TEXT)")
+        for row in rows:
+            row.save(using="default", force_insert=True)
+        for model in models():
+            _note_places(fleet, model, places[table_name(model)])
+        yield
+    finally:
+        with memory.cursor() as cursor:
+            for table in places.values():
+                cursor.execute(f"DROP TABLE {table}")
+        with memory.schema_editor() as editor:
+            for model in reversed(models()):
+                editor.delete_model(model)
+
+
+def table_name(model: Any) -> str:
+    return str(model._meta.db_table)
+
+
+def _places(model: Any) -> str:
+    return f"{table_name(model)}_places"
+
+
+def _note_places(fleet: Fleet, model: Any, places: str) -> None:
+    if not fleet.table(model).is_sharded:
+        return
+    key = fleet.table(model).layout.key
+    path = [*(hop.field for hop in key.path)]
+    names = ["__".join([*path, field]) for field in key.fields]
+    fields = fleet.table(model).key_fields
+    for hop in key.path:
+        fields = fleet.table(apps.get_model(hop.model)).key_fields
+    rows = QuerySet(model, using="default").extra(
+        select={"place": f"{table_name(model)}.rowid"}
+    )
+    with memory.cursor() as cursor:
+        for place, *values in rows.values_list("place", *names):
+            shard = fleet.shard_of(fields, tuple(values))
+            cursor.execute(f"INSERT INTO {places} VALUES (%s, %s)", [place, shard])
+
+
+def answer_of(statement: Any, route: Route | None = None) -> list[tuple[Any, ...]]:
+    """The rows of a statement; with a route, of only what that route looks at."""
+    with memory.cursor() as cursor:
+        hidden = _hide(cursor, route) if route is not None else []
+        try:
+            cursor.execute(*statement.outer_sql)
+            return sorted(cursor.fetchall(), key=repr)
+        finally:
+            for table in hidden:
+                cursor.execute(f'DROP TABLE temp."{table}"')
+
+
+def _hide(cursor: Any, route: Route) -> list[str]:
+    """Cover each table by a temporary one with the rows that the route fetches."""
+    if route.rung is Rung.GATHER:
+        parts = [
+            (part.table, part.columns, part.clusters, part.where, part.params)
+            for part in route.fragments
+        ]
+    else:
+        names = [table_name(model) for model in models()]
+        parts = [(name, (), route.clusters, "", ()) for name in names]
+    for table, columns, clusters, where, params in parts:
+        # No columns are every column, as for SELECT *.
+        selected = ", ".join(f'"{column}"' for column in columns) or "*"
+        marks = ", ".join(["%s"] * len(clusters))
+        is_there = f"IN (SELECT place FROM {table}_places WHERE shard IN ({marks}))"
+        unplaced = f"NOT EXISTS (SELECT 1 FROM {table}_places)"
+        cursor.execute(
+            f'CREATE TEMP TABLE "{table}" AS SELECT {selected} FROM main."{table}" '
+            f'WHERE ("{table}".rowid {is_there} OR {unplaced}) AND ({where or "1"})',
+            [*clusters, *params],
+        )
+    return [part[0] for part in parts]
+
+
+__all__ = ["HOME", "SHARDS", "Fleet", "answer_of", "fleet", "stored"]

@@ -1,0 +1,1 @@
+"""Models of every layout, for plans that are made without a database."""

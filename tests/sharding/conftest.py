@@ -1,0 +1,37 @@
+"""A project on a sharded alias of each engine, migrated once for all tests here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.sharding.fleet import ENGINES, SHARDS, ShardedProject
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def fleet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ShardedProject]:
+    """The fleet of the engine at hand: home and three shards on one server."""
+    engine = str(request.param)
+    if engine == "sqlite":
+        server: Any = request.getfixturevalue("rig").sqlite()
+    else:
+        server = request.getfixturevalue(
+            "postgres" if engine == "postgresql" else "mariadb"
+        )
+    run = secrets.token_hex(4)
+    names = {node: f"test_{run}_{node}" for node in ("home", *SHARDS)}
+    for name in names.values():
+        server.create_database(name)
+    root = tmp_path_factory.mktemp(engine) / "project"
+    built = ShardedProject(root, server, names)
+    try:
+        yield built
+    finally:
+        built.project.close()
+        for name in names.values():
+            server.drop_database(name)

@@ -1,0 +1,146 @@
+"""Gathers: inline or by temporary tables, inside and outside transactions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from django.db import connection, transaction
+from django.db.models import Count, F, Max, Q, Sum
+from django.db.models.functions import Lower, TruncHour
+from django.test import override_settings
+
+from dbfleet.errors import GatherLimitExceeded
+from tests.sharding.scenarios import engine, on_node, refused, same
+from tests.sharding.shop.models import Customer, Parcel, Reading, Setting, Tag, Visit
+
+#: rows up to which PostgreSQL gets them inline, in the statement itself
+INLINE_ROWS = (1, 10, 1000)
+
+
+@contextlib.contextmanager
+def _limits(**limits: int) -> Iterator[None]:
+    with override_settings(DBFLEET={"GATHER": limits}):
+        yield
+
+
+def _ways() -> Iterator[Any]:
+    for rows in INLINE_ROWS:
+        for atomic in (False, True):
+            scope = transaction.atomic() if atomic else contextlib.nullcontext()
+            with _limits(INLINE_ROWS=rows), scope:
+                yield rows, atomic
+
+
+def check_rows_are_the_same_however_they_were_gathered() -> None:
+    noon = datetime(2024, 2, 29, 12, 30, 15, 123456, tzinfo=UTC)
+    Parcel.objects.bulk_create(
+        Parcel(
+            region=n,
+            code=None if n % 3 == 0 else f"{n}\t'\"\\\n\u00fc%s",
+            weight=n % 4,
+            data={"n": n, "deep": [None, 1.5, {"\u00e9": True}]},
+            blob=bytes(range(n, n + 40)),
+            price=None if n % 2 else Decimal("12345.678"),
+            sent=noon.replace(hour=n),
+        )
+        for n in range(20)
+    )
+    one_by_one = {}
+    for n in range(20):  # each from its own shard
+        one_by_one[n] = _plain(Parcel.objects.get(region=n))
+    for _ in _ways():
+        found = {p.region: _plain(p) for p in Parcel.objects.all()}
+        same(found, one_by_one)
+        same(
+            list(
+                Parcel.objects.filter(weight=1)
+                .order_by("-region")
+                .values_list("region")
+            ),
+            [(17,), (13,), (9,), (5,), (1,)],
+        )
+        hours = Parcel.objects.annotate(hour=TruncHour("sent")).values("hour")
+        same(hours.annotate(n=Count("*")).count(), 20)
+        same(
+            Parcel.objects.aggregate(s=Sum("price"), m=Max(Lower("code")))["s"],
+            Decimal("123456.780"),
+        )
+        same(Parcel.objects.filter(code__contains="\\\n\u00fc%s").count(), 13)
+
+
+def _plain(parcel: Parcel) -> tuple[Any, ...]:
+    values = (getattr(parcel, field.attname) for field in parcel._meta.fields)
+    return tuple(bytes(v) if isinstance(v, memoryview) else v for v in values)
+
+
+def check_joins_of_gathered_tables() -> None:
+    customers = [Customer.objects.create(email=str(n), balance=n) for n in range(12)]
+    Visit.objects.bulk_create(
+        Visit(customer=one, guard=customers[0]) for one in customers for _ in range(2)
+    )
+    Setting.objects.create(name="x", number=3)
+    for _ in _ways():
+        same(Visit.objects.filter(guard__balance=0, customer__balance__gt=9).count(), 4)
+        busy = Customer.objects.annotate(n=Count("visits"), g=Count("guarded"))
+        same(sorted(busy.values_list("n", "g"))[-1], (48, 48))
+        numbers = Setting.objects.values("number")
+        same(Customer.objects.filter(balance__in=numbers).get().email, "3")
+        pairs = Visit.objects.filter(Q(customer__balance=1) | Q(customer=F("guard")))
+        same(pairs.count(), 4)
+
+
+def check_a_gather_leaves_nothing_behind() -> None:
+    Reading.objects.bulk_create(Reading(sensor=n, number=n) for n in range(30))
+    for _ in _ways():
+        same(Reading.objects.count(), 30)
+        same(_left_behind(), 0)
+    with _limits(INLINE_ROWS=1, MAX_ROWS=10), refused(GatherLimitExceeded):
+        Reading.objects.count()
+    same(_left_behind(), 0)
+    same(on_node("home", "SELECT COUNT(*) FROM shop_reading"), [(0,)])
+
+
+def _left_behind() -> int:
+    """Tables of a gather that home, or what stands for it, still has."""
+    node = connection
+    sql = "SELECT COUNT(*) FROM pg_class WHERE relpersistence = 't'"
+    if engine() == "sqlite":
+        node, sql = connection.scratch(), "SELECT COUNT(*) FROM sqlite_master"
+    elif engine() == "mysql":
+        sql = "SELECT COUNT(*) FROM shop_reading"  # the real one is empty
+    return int(connection.engine.fetch(node, sql)[0][0])
+
+
+def check_over_the_limit_nothing_happens_and_work_goes_on() -> None:
+    Reading.objects.bulk_create(Reading(sensor=n, number=n) for n in range(30))
+    Tag.objects.bulk_create(Tag(word="x" * 20) for _ in range(30))
+    for inline in INLINE_ROWS:
+        with _limits(MAX_ROWS=20, INLINE_ROWS=min(inline, 20)), transaction.atomic():
+            Setting.objects.create(name=f"before {inline}")
+            for found in (Reading.objects.all(), Reading.objects.filter(value=0)):
+                what = ("shop.Reading", "20 rows", "dbfleet.E501", "sensor")
+                with refused(GatherLimitExceeded, *what):
+                    len(found)
+            same(Reading.objects.filter(number__lt=20).count(), 20)
+            same(Reading.objects.filter(sensor=3).count(), 1)
+            Setting.objects.create(name=f"after {inline}")
+    same(Setting.objects.count(), 6)
+    for inline in INLINE_ROWS:
+        refusal = refused(GatherLimitExceeded, "shop.Tag", "400 bytes", "dbfleet.E502")
+        with _limits(MAX_BYTES=400, INLINE_ROWS=inline), refusal:
+            len(Tag.objects.all())
+
+
+def check_a_transaction_that_gathered_commits_over_all_nodes() -> None:
+    Reading.objects.bulk_create(Reading(sensor=n, number=n) for n in range(30))
+    for _ in _ways():
+        with transaction.atomic():
+            before = Reading.objects.aggregate(s=Sum("value"))["s"]
+            Reading.objects.update(value=F("value") + 1)
+            Setting.objects.update_or_create(name="x", defaults={"number": before})
+            same(Reading.objects.aggregate(s=Sum("value"))["s"], before + 30)
+    same(Reading.objects.aggregate(s=Sum("value"))["s"], 30 * 2 * len(INLINE_ROWS))

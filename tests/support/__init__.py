@@ -1,0 +1,1 @@
+"""What tests share: temporary Django projects and the servers under them."""

@@ -1,0 +1,1 @@
+"""Transactions over several nodes: savepoints, the commit protocol, its failures."""
