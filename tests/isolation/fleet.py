@@ -27,6 +27,7 @@ DATABASES = databases(
     default=Cluster(
         {default!r},
         replicas={replicas!r},
+        policy="dbfleet.policies.RoundRobin",  # both serve, however quick
         OPTIONS={{**NAMED, **{options}}},
         {django}
     ),
