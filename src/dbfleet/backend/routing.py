@@ -25,12 +25,14 @@ from dbfleet.executor.cursors import GatherCursor, ScatterCursor
 from dbfleet.executor.failures import CONNECTION_ERRORS
 from dbfleet.executor.gather import Gatherer
 from dbfleet.observe import events
+from dbfleet.planner import simple
 from dbfleet.planner.blocks import Block, block_of
 from dbfleet.planner.plan import (
     Facts,
     Statement,
     limited_to,
     plan_cluster,
+    plan_pinned,
     plan_read,
 )
 from dbfleet.planner.route import HOME, Route, Rung
@@ -60,6 +62,8 @@ class Routing:
         self.tables = Tables(self.topology)
         self.writes = Writes(self)
         self._rules: dict[Any, Any] = {}
+        #: model -> its table and the one field that simple queries pin it by
+        self._simple: dict[Any, tuple[Table, Any]] = {}
 
     # -- facts ------------------------------------------------------------------
 
@@ -294,23 +298,49 @@ class Routing:
         self, compiler: Any, execute: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Run a SELECT of a sharded alias where its route says."""
-        try:
-            statement = self.compiled(compiler)
-        except EmptyResultSet:
-            return execute(*args, **kwargs)
-        if statement is None:
-            return execute(*args, **kwargs)
-        route = self.planned(statement)
+        query, statement = compiler.query, None
+        route = self._pinned(query)
+        if route is None:
+            try:
+                statement = self.compiled(compiler)
+            except EmptyResultSet:
+                return execute(*args, **kwargs)
+            if statement is None:
+                return execute(*args, **kwargs)
+            route = self.planned(statement)
+            compiler._ready = statement.outer_sql
         if events.is_observed():
             events.emit("routed", route=route)
-        if route.rung is Rung.NODE:
-            compiler._ready = statement.outer_sql
-            if not route.replica_ok:
-                with self.on(route.clusters[0], is_write=bool(statement.locking)):
-                    return execute(*args, **kwargs)
-            cluster = route.clusters[0]
-            return self._read_cluster(cluster, compiler.query, execute, *args, **kwargs)
-        return self._gather_read(compiler, statement, route, execute, *args, **kwargs)
+        if route.rung is not Rung.NODE:
+            return self._gather_read(route, execute, *args, **kwargs)
+        cluster = route.clusters[0]
+        if route.replica_ok:
+            return self._read_cluster(cluster, query, execute, *args, **kwargs)
+        with self.on(cluster, is_write=query.select_for_update):
+            return execute(*args, **kwargs)
+
+    def _pinned(self, query: Any) -> Route | None:
+        """The route of a query that is known before it is compiled, if it is."""
+        opts = query.model._meta
+        known = self._simple.get(opts)
+        if known is None:
+            table = self.table_of(opts)
+            key = simple.only_key(table)
+            if key is not None and not self.facts().is_exact(key):
+                key = None
+            known = self._simple[opts] = (table, key)
+        table, key = known
+        if key is None:
+            return None
+        value = simple.key_value(query, key)
+        if value is None:
+            return None
+        shard = self.shard_of(table.key_fields, (value,))
+        if pins.shard_for(self.topology.alias) is not None:
+            return None  # on_shard has a say
+        return plan_pinned(
+            table, self.topology.alias, shard, self.wrapper.transaction.is_open
+        )
 
     def read_cluster(
         self, compiler: Any, execute: Callable[..., Any], *args: Any, **kwargs: Any
@@ -411,14 +441,11 @@ class Routing:
 
     def _gather_read(
         self,
-        compiler: Any,
-        statement: Statement,
         route: Route,
         execute: Callable[..., Any],
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        compiler._ready = statement.outer_sql
         with self.bound(partial(self._gather_target, route)):
             return execute(*args, **kwargs)
 

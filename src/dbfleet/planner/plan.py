@@ -11,11 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db.models import Field
-from django.db.models.expressions import Col
-from django.db.models.fields.related_lookups import RelatedExact
-from django.db.models.lookups import Exact, IntegerFieldExact
 from django.db.models.sql.constants import INNER
-from django.db.models.sql.where import AND
 
 from dbfleet import lexer
 from dbfleet.engines import Engine
@@ -34,8 +30,6 @@ from dbfleet.planner.route import HOME, Fragment, Intent, Route, Rung
 from dbfleet.planner.tables import Table, Tables
 from dbfleet.topology import Topology
 
-#: lookups that are plain equality
-_EXACT = frozenset({Exact, IntegerFieldExact, RelatedExact})
 #: clusters that one table's rows can be on; None means every shard
 Clusters = frozenset[str] | None
 
@@ -118,9 +112,6 @@ class _Use:
 
 def plan_read(facts: Facts, statement: Statement) -> Route:
     """Route a SELECT of a sharded alias."""
-    simple = _plan_simple(facts, statement)
-    if simple is not None:
-        return simple
     uses = uses_of(facts, statement)
     replica_ok = not facts.in_transaction and not statement.locking
     sharded = [use for use in uses if use.table.is_sharded]
@@ -133,42 +124,19 @@ def plan_read(facts: Facts, statement: Statement) -> Route:
     return _gather(facts, statement, uses, replica_ok)
 
 
-def _plan_simple(facts: Facts, statement: Statement) -> Route | None:
-    """The route of the commonest statement: one table, its key fixed by equality.
-
-    What :func:`plan_read` would say, at a fraction of its cost; None for any other.
-    """
-    if len(statement.blocks) != 1 or len(statement.blocks[0].occurrences) != 1:
-        return None
-    query, occurrence = statement.blocks[0].query, statement.blocks[0].occurrences[0]
-    tables = facts.tables.named_in(
-        statement.sql, facts.engine.vendor, statement.registry
-    )
-    if len(tables) != 1 or tables[0][1] != 1:
-        return None
-    table = tables[0][0]
-    if table.name != occurrence.table or len(table.key_fields) != 1:
-        return None
-    field = table.key_fields[0]
-    if query.where.negated or query.where.connector != AND:
-        return None
-    for lookup in query.where.children:
-        if type(lookup) in _EXACT and _is_column(lookup.lhs, occurrence.alias, field):
-            value = lookup.rhs
-            if value is None or hasattr(value, "as_sql") or not facts.is_exact(field):
-                return None
-            shard = facts.shard_of((field,), (value,))
-            replica_ok = not facts.in_transaction and not statement.locking
-            route = table.pins.get((shard, replica_ok))
-            if route is None:
-                route = _one(facts, Intent.READ, shard, table.pin_reason, replica_ok)
-                table.pins[shard, replica_ok] = route
-            return route
-    return None
-
-
-def _is_column(lhs: Any, alias: str, field: Any) -> bool:
-    return isinstance(lhs, Col) and lhs.alias == alias and lhs.target == field
+def plan_pinned(table: Table, alias: str, shard: str, in_transaction: bool) -> Route:
+    """Route a read that :mod:`dbfleet.planner.simple` proved to be of one shard."""
+    route = table.pins.get((shard, in_transaction))
+    if route is None:
+        route = table.pins[shard, in_transaction] = Route(
+            alias,
+            Intent.READ,
+            Rung.NODE,
+            (shard,),
+            table.pin_reason,
+            replica_ok=not in_transaction,
+        )
+    return route
 
 
 def plan_cluster(

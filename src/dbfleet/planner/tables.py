@@ -58,7 +58,7 @@ class Table:
 
     @cached_property
     def pins(self) -> dict[tuple[str, bool], Any]:
-        """Routes to one shard, made once: (shard, replica_ok) -> route."""
+        """Routes to one shard, made once: (shard, in a transaction) -> route."""
         return {}
 
     @cached_property
