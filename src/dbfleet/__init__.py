@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from dbfleet.topology.declaration import Cluster, Sharded, databases
 
 if TYPE_CHECKING:
+    from dbfleet.levels import bounded
     from dbfleet.placement.layouts import LOCAL, REFERENCE
     from dbfleet.placement.router import PlacementRouter
     from dbfleet.runtime import close_runtime, scope
-    from dbfleet.sessions import consistency
+    from dbfleet.sessions import consistency, session
     from dbfleet.sessions.pins import on_shard, pin
 
 __version__ = "0.1.0.dev0"
@@ -25,23 +26,27 @@ __all__ = [
     "Cluster",
     "PlacementRouter",
     "Sharded",
+    "bounded",
     "close_runtime",
     "consistency",
     "databases",
     "on_shard",
     "pin",
     "scope",
+    "session",
 ]
 
 _LAZY = {
     "LOCAL": "dbfleet.placement.layouts",
     "PlacementRouter": "dbfleet.placement.router",
     "REFERENCE": "dbfleet.placement.layouts",
+    "bounded": "dbfleet.levels",
     "close_runtime": "dbfleet.runtime",
     "consistency": "dbfleet.sessions",
     "on_shard": "dbfleet.sessions.pins",
     "pin": "dbfleet.sessions.pins",
     "scope": "dbfleet.runtime",
+    "session": "dbfleet.sessions",
 }
 
 

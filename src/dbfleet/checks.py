@@ -34,14 +34,6 @@ from dbfleet.policies import Named
 from dbfleet.topology import Topology
 from dbfleet.topology.mistakes import Mistake, Mistakes, unknown_name
 
-TAG = "dbfleet"
-
-
-def register() -> None:
-    """Add the checks to Django's."""
-    checks.register(check_settings, TAG)
-    checks.register(check_models, TAG)
-
 
 def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
     """``DATABASES`` and ``DBFLEET``: their form, and the names they use."""

@@ -8,20 +8,19 @@ checks, because settings are read before models are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
 from dbfleet.errors import ConfigurationError
+from dbfleet.levels import SESSION, Level, read_level
 from dbfleet.policies import Policy, Random, read_policy
 from dbfleet.topology.mistakes import Mistakes, unknown_name
 from dbfleet.topology.options import read_limits
 from dbfleet.topology.snapshot import ClusterTopology, GatherLimits, Topology
 from dbfleet.topology.values import FrozenDict
 
-Consistency = Literal["session", "strong", "eventual"]
 #: What a model is declared to be on a sharded alias: its key's fields, or no key.
 ShardRule = tuple[str, ...] | Literal["reference", "local"]
 Target = str | Policy
@@ -29,21 +28,22 @@ Target = str | Policy
 _Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True, slots=True)
-class FleetSettings:
+class FleetSettings(NamedTuple):
     """``DBFLEET`` as read. Labels are ``app`` or ``app.model`` (lower case)."""
 
-    placement: Mapping[str, Target] = field(default_factory=FrozenDict)
-    shard_rules: Mapping[str, ShardRule] = field(default_factory=FrozenDict)
-    policies: Mapping[str, Policy] = field(default_factory=FrozenDict)
-    policy: Policy = field(default_factory=Random)
-    consistency: Consistency = "session"
-    gather: Mapping[str, int] = field(default_factory=FrozenDict)
+    placement: Mapping[str, Target] = FrozenDict()
+    shard_rules: Mapping[str, ShardRule] = FrozenDict()
+    policies: Mapping[str, Policy] = FrozenDict()
+    policy: Policy = Random()
+    consistency: Level = SESSION
+    levels: Mapping[str, Level] = FrozenDict()
+    wait_timeout_s: float = 0.05
+    gather: Mapping[str, int] = FrozenDict()
 
     def gather_for(self, topology: Topology) -> GatherLimits:
         """An alias's limits: its own, then ``DBFLEET["GATHER"]``, then built in."""
         wanted = {k: v for k, v in self.gather.items() if k not in topology.gather_own}
-        return replace(topology.gather, **wanted)
+        return topology.gather._replace(**wanted)
 
     def policy_for(
         self, cluster: ClusterTopology, app_label: str = "", model_name: str = ""
@@ -110,17 +110,33 @@ def read(given: object, mistakes: Mistakes) -> FleetSettings:
     )
     if policy:
         values["policy"] = policy
-    consistency = given.get("CONSISTENCY", "session")
-    if consistency in get_args(Consistency):
-        values["consistency"] = consistency
+    level = "CONSISTENCY" in given and _read_level(
+        "DBFLEET['CONSISTENCY']", given["CONSISTENCY"], mistakes
+    )
+    if level:
+        values["consistency"] = level
+    if "CONSISTENCIES" in given:
+        values["levels"] = _by_label(
+            "DBFLEET['CONSISTENCIES']", given["CONSISTENCIES"], _read_level, mistakes
+        )
+    wait = given.get("WAIT_TIMEOUT_S", 0.05)
+    if isinstance(wait, int | float) and 0 <= wait <= MAX_WAIT_S:
+        values["wait_timeout_s"] = float(wait)
     else:
-        text = unknown_name(consistency, get_args(Consistency))
-        mistakes.add("E004", "DBFLEET['CONSISTENCY']", text)
+        mistakes.add(
+            "E004",
+            "DBFLEET['WAIT_TIMEOUT_S']",
+            f"must be between 0 and {MAX_WAIT_S} seconds, not {wait!r}",
+        )
     limits = read_limits("DBFLEET", given.get("GATHER", {}), mistakes)
     return FleetSettings(gather=FrozenDict(limits), **values)
 
 
+#: a read that waits longer for a replica had better go to the primary
+MAX_WAIT_S = 60
+
 KEYS = (
+    "CONSISTENCIES",
     "CONSISTENCY",
     "GATHER",
     "LOCAL",
@@ -129,6 +145,7 @@ KEYS = (
     "POLICY",
     "REFERENCE",
     "SHARD_KEYS",
+    "WAIT_TIMEOUT_S",
 )
 
 
@@ -242,6 +259,14 @@ def read_target(where: str, given: object, mistakes: Mistakes) -> Target | None:
         f"not {given!r}",
     )
     return None
+
+
+def _read_level(where: str, given: object, mistakes: Mistakes) -> Level | None:
+    try:
+        return read_level(given)
+    except ConfigurationError as error:
+        mistakes.add_error(where, error)
+        return None
 
 
 def _read_policy(where: str, given: object, mistakes: Mistakes) -> Policy | None:

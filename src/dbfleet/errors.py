@@ -49,6 +49,9 @@ CATALOGUE: dict[str, str] = {
     "E203": "a replica accepts writes",
     "E204": "a node cannot be reached",
     "E205": "an alias is read-only",
+    "E206": "no replica can serve and the primary has taken its share of reads",
+    "E207": "a write was lost when another server was promoted",
+    "E208": "a read stopped after some of its rows",
     # 3xx: queries across aliases
     "E301": "a query touches models placed on different aliases",
     # 4xx: shards
@@ -111,6 +114,25 @@ class ReadOnlyAlias(RouteRefused):
 
 class NodeUnavailable(FleetError, OperationalError):
     """A node did not answer; the message names it and what was not done."""
+
+
+class ReplicasUnavailable(FleetError, OperationalError):
+    """No replica can serve and the primary has enough; nothing was sent.
+
+    Temporary: a site answers ``status_code`` with ``Retry-After: retry_after_s``.
+    """
+
+    status_code = 503
+    #: seconds
+    retry_after_s = 1
+
+
+class WriteLost(FleetError, OperationalError):
+    """A write of this session is not in the history of the promoted server."""
+
+
+class ReadInterrupted(FleetError, OperationalError):
+    """A server was lost after some rows of a read were handed out."""
 
 
 class NodeMismatch(FleetError, OperationalError):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
 from django.db.models import QuerySet
 from django.db.models.manager import BaseManager
 
-from dbfleet.planner.route import HOME, Intent, Route, Rung
+if TYPE_CHECKING:
+    from dbfleet.planner.route import Route
 
 
 def explain_route(queryset: Any) -> Route:
@@ -19,6 +19,11 @@ def explain_route(queryset: Any) -> Route:
     ``route.nodes`` are the servers that may serve it. Nothing is sent; the shard map
     is read once in a process. Raises RouteRefused if no rung fits.
     """
+    # Every project installs this module; the planner is for those that ask.
+    from dataclasses import replace
+
+    from dbfleet.planner.route import HOME, Intent, Route, Rung
+
     alias = str(queryset.db)
     connection = connections[alias]
     routing = getattr(connection, "routing", None)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, wraps
 from typing import Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
@@ -40,8 +39,7 @@ class Token(NamedTuple):
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
-class Insertion:
+class Insertion(NamedTuple):
     """Where common table expressions can be put into a statement.
 
     ``before`` a query that has none, ``after_with`` where its own follow, ``none``
@@ -405,8 +403,7 @@ _EXPLAIN_OPTIONS = word_set("""
 _EXPLAINED = _QUERY | word_set("INSERT UPDATE DELETE MERGE REPLACE")
 
 
-@dataclass(frozen=True, slots=True)
-class Explain:
+class Explain(NamedTuple):
     """The EXPLAIN before a statement: where that starts, and whether it is run."""
 
     start: int

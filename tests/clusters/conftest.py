@@ -37,7 +37,7 @@ DATABASES = databases(
     rest=Cluster(URL, replicas=REPLICAS),
 )
 DBFLEET = {{
-    "POLICY": Random(rng=Chance(11), keep_s=0),
+    "POLICY": Random(rng=Chance(11)),
     "POLICIES": {{"app.Tag": First()}},
 }}
 """
@@ -100,6 +100,15 @@ def raw(sql, params=None, using="default"):
 def raw_where(sql):
     '''The server that a raw statement, which selects the port first, is read from.'''
     return ROLES[raw(sql)[0][0]]
+
+
+def turns(count, read=None):
+    '''What the reads of as many sessions say.'''
+    found = []
+    for _ in range(count):
+        with dbfleet.session():
+            found.append((read or where)())
+    return found
 
 
 def texts():

@@ -18,13 +18,13 @@ def test_reads_go_on_when_a_replica_is_killed(fleet: Fleet) -> None:
     fleet.run('Note.objects.create(text="one")')
     fleet.servers.wait_until_caught_up()
     fleet.run("sessions.forget()")
-    assert set(fleet.ask("[where() for _ in range(4)]")) == set(fleet.replicas)
+    assert set(fleet.ask("turns(4)")) == set(fleet.replicas)
     fleet.servers.replicas[0].kill()
     left = set(fleet.replicas[1:]) or {"primary"}
     for _ in range(6):
         assert fleet.ask("texts()") == ["one"]
         assert fleet.ask("raw('SELECT text FROM app_note')") == [["one"]]
-    assert set(fleet.ask("[where() for _ in range(4)]")) == left
+    assert set(fleet.ask("turns(4)")) == left
     assert fleet.ask("raw_where('SELECT port FROM which')") in left
     # Meanwhile a session still never misses its own write.
     fleet.run('Note.objects.create(text="two")')
@@ -41,20 +41,18 @@ def test_raw_reads_go_on_when_the_connection_to_a_replica_is_lost(fleet: Fleet) 
 
 
 def test_a_replica_that_came_back_serves_again(fleet: Fleet) -> None:
-    assert set(fleet.ask("[where() for _ in range(4)]")) == set(fleet.replicas)
+    assert set(fleet.ask("turns(4)")) == set(fleet.replicas)
     replica, name = fleet.servers.replicas[0], fleet.replicas[0]
     replica.kill()
     for _ in range(4):
         assert fleet.ask("where()") != name
     replica.start()
-    fleet.console.until(
-        f"{name!r} in [where() for _ in range(2)]", True, timeout_s=BACK_TIMEOUT_S
-    )
+    fleet.console.until(f"{name!r} in turns(2)", True, timeout_s=BACK_TIMEOUT_S)
 
 
 def test_a_failed_replica_is_left_alone_for_a_while(fleet: Fleet) -> None:
     """Reads do not wait for a server that has just failed."""
-    fleet.ask("[where() for _ in range(4)]")
+    fleet.ask("turns(4)")
     fleet.servers.replicas[0].kill()
     found = fleet.run(
         """

@@ -8,7 +8,7 @@ from tests.clusters.conftest import Fleet
 
 
 def test_reads_are_spread_over_the_replicas(fleet: Fleet) -> None:
-    found = fleet.ask("[where() for _ in range(6)]")
+    found = fleet.ask("turns(6)")
     assert sorted(set(found)) == fleet.replicas
     assert all(found.count(name) == 6 // len(fleet.replicas) for name in fleet.replicas)
 
@@ -135,7 +135,7 @@ def test_a_read_that_writes_unseen_is_the_primarys_in_the_end(
     # It was a write, so this session sees it; and no replica has failed.
     assert fleet.ask("texts()") == ["mark"]
     fleet.run("sessions.forget()")
-    assert set(fleet.ask("[where() for _ in range(4)]")) == set(fleet.replicas)
+    assert set(fleet.ask("turns(4)")) == set(fleet.replicas)
 
 
 def test_what_sets_a_state_keeps_its_connection(fleet: Fleet) -> None:

@@ -11,12 +11,12 @@ READS = 80
 
 
 def places(fleet: Fleet, alias: str) -> Counter[str]:
-    expression = f"[where(Which.objects.using({alias!r})) for _ in range({READS})]"
+    expression = f"turns({READS}, lambda: where(Which.objects.using({alias!r})))"
     return Counter(fleet.ask(expression))
 
 
 def test_round_robin_takes_turns(fleet: Fleet) -> None:
-    found = fleet.ask("[where() for _ in range(9)]")
+    found = fleet.ask("turns(9)")
     count = len(fleet.replicas)
     assert all(found[n] == found[n % count] for n in range(9))
     assert set(found) == set(fleet.replicas)
@@ -43,7 +43,7 @@ def test_the_setting_is_the_policy_of_every_other_alias(fleet: Fleet) -> None:
     if len(fleet.replicas) == 2:
         # Random from a seeded source: about half, and not in turns.
         assert 25 <= found["replica1"] <= 55, found
-        order = fleet.ask("[where(Which.objects.using('rest')) for _ in range(20)]")
+        order = fleet.ask("turns(20, lambda: where(Which.objects.using('rest')))")
         turns = [one != other for one, other in pairwise(order)]
         assert not all(turns)
         assert any(turns)
@@ -53,5 +53,5 @@ def test_a_model_may_have_a_policy_of_its_own(fleet: Fleet) -> None:
     fleet.run('Tag.objects.create(word="x")')
     fleet.servers.wait_until_caught_up()
     fleet.run("sessions.forget()")
-    assert set(fleet.ask("[tag_where() for _ in range(6)]")) == {"replica1"}
-    assert set(fleet.ask("[where() for _ in range(6)]")) == set(fleet.replicas)
+    assert set(fleet.ask("turns(6, tag_where)")) == {"replica1"}
+    assert set(fleet.ask("turns(6)")) == set(fleet.replicas)

@@ -103,7 +103,7 @@ def test_a_session_never_misses_its_own_write(notes: tuple[Project, Any]) -> Non
 import contextvars
 
 before = texts()
-fresh = contextvars.copy_context()
+fresh = contextvars.Context()
 own = []
 for n in range(20):
     Note.objects.create(text=f"n{n:02}")

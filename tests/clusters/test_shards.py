@@ -82,6 +82,14 @@ def gathered():
     return [ROLES[port] for port in Which.objects.values_list("port", flat=True)]
 
 
+def turns(count, read):
+    found = []
+    for _ in range(count):
+        with dbfleet.session():
+            found.append(read())
+    return found
+
+
 def texts():
     return dict(Item.objects.order_by("pk").values_list("pk", "text"))
 
@@ -173,8 +181,8 @@ def shards(started: Shards) -> Iterator[Shards]:
 def test_pinned_and_gathered_reads_are_the_replicas(shards: Shards) -> None:
     replicas = {"replica1", "replica2"}
     for shard in ("a", "b"):
-        assert set(shards.ask(f"[where({shard!r}) for _ in range(4)]")) == replicas
-    found = shards.ask("[gathered() for _ in range(4)]")
+        assert set(shards.ask(f"turns(4, lambda: where({shard!r}))")) == replicas
+    found = shards.ask("turns(4, gathered)")
     assert all(len(one) == 2 for one in found)
     assert {name for one in found for name in one} <= replicas
     route = shards.ask("Item.objects.explain_route().nodes")
@@ -220,7 +228,7 @@ def test_a_transaction_over_shards_is_seen_whole(shards: Shards) -> None:
 
 
 def test_reads_go_on_when_a_replica_of_every_shard_is_killed(shards: Shards) -> None:
-    shards.ask("[(gathered(), where('a')) for _ in range(3)]")
+    shards.ask("turns(3, lambda: (gathered(), where('a')))")
     shards.servers.replicas[0].kill()
     for _ in range(4):
         assert set(shards.ask("texts()").values()) == {"old"}

@@ -134,8 +134,12 @@ def state():
     """What this context inherited from whoever ran here before."""
     here = connections.all(initialized_only=True)
     return {
-        "floors": sorted(sessions._floors.get()),
-        "level": sessions.chosen_level(),
+        "floors": sorted(
+            name
+            for name, one in (sessions.peek() or sessions.Session()).clusters.items()
+            if not one.is_blank()
+        ),
+        "level": getattr(sessions.chosen_level(), "name", None),
         "shard": pins.shard_for("sales"),
         "runtime": [one.alias for one in here if one.alias.startswith("run:")],
         "in_atomic": [one.alias for one in here if one.in_atomic_block],
@@ -161,7 +165,7 @@ def soil():
     """Leave behind all that careless code can leave."""
     Note.objects.create(text="soiled")
     Order.objects.create(text="soiled")
-    sessions._level.set("eventual")
+    sessions._level.set(dbfleet.bounded(1))
     never_left.append(dbfleet.on_shard("sales", "a"))
     never_left[-1].__enter__()
     connections[RUN_TIME].ensure_connection()

@@ -142,7 +142,7 @@ application = get_asgi_application()
 
 async def main():
     await get("/status")
-    sessions._level.set("eventual")  # by the server's own code
+    sessions._level.set(dbfleet.bounded(1))  # by the server's own code
     answers = [await get("/astatus")]
     for path in ("/asoil", "/soil"):
         await get(path)

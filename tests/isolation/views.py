@@ -35,7 +35,7 @@ def soiled(request):
 
 
 async def asoiled(request):
-    sessions._level.set("eventual")
+    sessions._level.set(dbfleet.bounded(1))
     never_left.append(pins.on_shard("sales", "b"))
     never_left[-1].__enter__()
     await Note.objects.acreate(text="soiled by a task")

@@ -16,7 +16,7 @@ from dbfleet.topology import load
 def test_defaults() -> None:
     with override_settings(DBFLEET={}):
         settings = conf.settings()
-    assert settings.consistency == "session"
+    assert settings.consistency.name == "session"
     assert isinstance(settings.policy, Random)
     assert not settings.placement
     assert not settings.shard_rules
@@ -28,7 +28,7 @@ def test_it_is_read_once_and_again_after_a_change() -> None:
         assert conf.settings() is first
         assert first.placement == {"auth.user": "db1"}
         with override_settings(DBFLEET={"CONSISTENCY": "strong"}):
-            assert conf.settings().consistency == "strong"
+            assert conf.settings().consistency.name == "strong"
             assert not conf.settings().placement
     assert conf.settings() is not first
 

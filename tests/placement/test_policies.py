@@ -8,24 +8,61 @@ import multiprocessing
 import pickle
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import pytest
 
+from dbfleet import policies
 from dbfleet.errors import ConfigurationError
+from dbfleet.health import load
 from dbfleet.policies import (
     First,
+    LeastConnections,
+    LeastLatency,
     Named,
     Policy,
     Random,
     RoundRobin,
+    SameZone,
     Weighted,
+    place,
     read_policy,
 )
 
 NODES = ("x/replica1", "x/replica2", "x/replica3")
 
-POLICIES = [First(), Random(), RoundRobin(), Weighted({"replica1": 5, "replica2": 0})]
+POLICIES = [
+    First(),
+    LeastConnections(),
+    LeastLatency(),
+    Random(),
+    RoundRobin(),
+    SameZone(),
+    SameZone(RoundRobin(), zone="a"),
+    Weighted({"replica1": 5, "replica2": 0}),
+]
+
+
+class Measured:
+    """What a test says of each node: reads in flight, latency."""
+
+    def __init__(self, **nodes: tuple[int, float]) -> None:
+        self.nodes = {f"x/{name}": found for name, found in nodes.items()}
+
+    def in_flight(self, node: str) -> int:
+        return self.nodes[node][0]
+
+    def latency_s(self, node: str) -> float:
+        return self.nodes[node][1]
+
+
+@pytest.fixture
+def zones() -> Iterator[None]:
+    """replica1 and replica3 stand in zone a, replica2 in b."""
+    place({"x/replica1": "a", "x/replica2": "b", "x/replica3": "a"})
+    yield
+    place(dict.fromkeys(NODES, ""))
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
@@ -131,7 +168,104 @@ def test_weight_zero_comes_last() -> None:
     assert policy.order(["x/replica2"]) == ["x/replica2"]
 
 
+def test_fewest_reads_in_flight_come_first() -> None:
+    loads = Measured(replica1=(2, 0.0), replica2=(0, 9.0), replica3=(1, 0.0))
+    policy = LeastConnections(loads=loads)
+    order = ["x/replica2", "x/replica3", "x/replica1"]
+    assert all(policy.order(NODES) == order for _ in range(20))
+
+
+def test_equally_busy_ones_take_equal_parts() -> None:
+    seed = 20
+    loads = Measured(replica1=(1, 0.0), replica2=(1, 0.0), replica3=(2, 0.0))
+    policy = LeastConnections(rng=random.Random(seed), loads=loads)
+    firsts = collections.Counter(policy.order(NODES)[0] for _ in range(2000))
+    assert set(firsts) == set(NODES[:2])
+    assert all(900 < count < 1100 for count in firsts.values()), (seed, firsts)
+
+
+def test_the_slowest_of_three_is_never_first_and_no_one_has_all() -> None:
+    seed = 20
+    loads = Measured(replica1=(0, 0.010), replica2=(0, 0.002), replica3=(0, 0.003))
+    policy = LeastLatency(rng=random.Random(seed), loads=loads)
+    firsts = collections.Counter(policy.order(NODES)[0] for _ in range(3000))
+    # Of two drawn at random the best wins: pairs with replica2 are two in three.
+    assert set(firsts) == {"x/replica2", "x/replica3"}
+    assert 1900 < firsts["x/replica2"] < 2100, (seed, firsts)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((0, 0.002), (0, 0.003)),
+        ((0, 0.003), (1, 0.002)),  # 3 ms beside 4 ms
+        ((0, 0.0), (0, 0.001)),  # never asked: find out
+        ((0, 0.5), (1, 0.0)),  # the first read is not answered yet: wait for it
+    ],
+)
+def test_the_cheaper_of_two_comes_first(
+    one: tuple[int, float], other: tuple[int, float]
+) -> None:
+    policy = LeastLatency(loads=Measured(replica1=one, replica2=other))
+    assert all(list(policy.order(NODES[:2])) == [*NODES[:2]] for _ in range(20))
+
+
+def test_policies_go_by_what_this_process_measured() -> None:
+    starts = [(name, load.started(name)) for name in (NODES[0], NODES[2])]
+    try:
+        assert LeastConnections().order(NODES)[0] == NODES[1]
+        assert LeastLatency().order(NODES[:2])[0] == NODES[1]
+    finally:
+        for name, start in starts:
+            load.finished(name, start)
+            load.loads.forget(name)
+        load.loads.forget(NODES[1])
+
+
+@pytest.mark.usefixtures("zones")
+def test_the_own_zone_comes_first() -> None:
+    policy = SameZone(First, zone="a")
+    assert list(policy.order(NODES)) == ["x/replica1", "x/replica3", "x/replica2"]
+    assert SameZone(First, zone="b").order(NODES)[0] == "x/replica2"
+    assert list(policy.order(NODES[1:2])) == ["x/replica2"]
+
+
+@pytest.mark.usefixtures("zones")
+def test_each_zone_is_ordered_by_the_inner_policy() -> None:
+    seed = 20
+    policy = SameZone(Random(rng=random.Random(seed)), zone="a")
+    orders = [policy.order(NODES) for _ in range(1000)]
+    assert {order[2] for order in orders} == {"x/replica2"}
+    firsts = collections.Counter(order[0] for order in orders)
+    assert all(430 < count < 570 for count in firsts.values()), (seed, firsts)
+
+
+@pytest.mark.usefixtures("zones")
+@pytest.mark.parametrize("zone", ["", "c"])
+def test_where_nobody_is_near_all_are_alike(zone: str) -> None:
+    assert list(SameZone(First(), zone=zone).order(NODES)) == list(NODES)
+
+
+@pytest.mark.usefixtures("zones")
+def test_the_own_zone_is_a_setting_or_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = SameZone("dbfleet.policies.First")
+    monkeypatch.delenv("DBFLEET_ZONE", raising=False)
+    assert policy.order(NODES)[0] == "x/replica1"
+    monkeypatch.setenv("DBFLEET_ZONE", "b")
+    assert policy.order(NODES)[0] == "x/replica2"
+    monkeypatch.setattr(
+        policies,
+        "django_settings",
+        SimpleNamespace(configured=True, DBFLEET={"ZONE": "a"}),
+    )
+    assert policy.order(NODES)[0] == "x/replica1"
+
+
 def test_policies_carry_aliases() -> None:
+    assert SameZone(Random(["db1", "db2"])).aliases == ("db1", "db2")
+    assert LeastLatency(["db1", "db2"]).aliases == ("db1", "db2")
     assert Random(["db1", "db2"]).aliases == ("db1", "db2")
     assert First("db1").aliases == ("db1",)
     assert Weighted({"db1": 1, "db2": 2}).aliases == ("db1", "db2")
@@ -143,6 +277,8 @@ def test_policies_carry_aliases() -> None:
     [
         lambda: Random(["db1", "db1"]),
         lambda: Random([1, 2]),  # type: ignore[list-item]
+        lambda: SameZone("no_dot"),
+        lambda: SameZone(zone=5),  # type: ignore[arg-type]
         lambda: Weighted({}),
         lambda: Weighted(["db1"]),  # type: ignore[arg-type]
         lambda: Weighted({"db1": -1}),

@@ -13,7 +13,7 @@ from django.db.utils import ConnectionHandler
 
 from dbfleet import Cluster, Sharded, databases
 from dbfleet.errors import ConfigurationError
-from dbfleet.policies import First, RoundRobin
+from dbfleet.policies import First, RoundRobin, zone_of
 from dbfleet.topology import GatherLimits, load, load_all
 from dbfleet.topology.snapshot import Topology
 
@@ -176,6 +176,28 @@ def test_options_of_the_alias_are_merged_under_those_of_a_node() -> None:
         {"connect_timeout": 3, "sslmode": "prefer", "application_name": "r"},
         {"connect_timeout": 3, "sslmode": "require"},
     ]
+
+
+def test_a_zone_is_a_nodes_own_or_its_entrys_and_never_its_primarys() -> None:
+    nodes = nodes_of(
+        zoned=Cluster(
+            "postgres://z1/shop?zone=a",
+            replicas=[{"HOST": "z2", "ZONE": "b"}, {"HOST": "z3"}],
+        ),
+        whole=Cluster(
+            "postgres://w1/shop", replicas=["postgres://w2/shop?zone=d"], ZONE="c"
+        ),
+        spread=Sharded(
+            home="postgres://s1/shop?zone=e",
+            shards={
+                "a": Cluster({"HOST": "s2"}, replicas=[{"HOST": "s3"}], ZONE="f"),
+                "b": {"HOST": "s4"},
+            },
+        ),
+    )
+    found = {name: zone_of(name) for name in nodes}
+    assert found == {name: node.get("ZONE", "") for name, node in nodes.items()}
+    assert list(found.values()) == ["a", "b", "", "c", "d", "e", "f", "f", ""]
 
 
 def test_nodes_share_no_container() -> None:

@@ -58,6 +58,8 @@ CASES: list[tuple[str, Any, str, str]] = [
         "x/primary",
         "CONN_MAX_AGE must be a number",
     ),
+    ("E004", {**PG, "ZONE": 1}, "x/primary", "ZONE must be text"),
+    ("E004", Cluster(PG, ZONE=""), "x", "ZONE must be text"),
     ("E004", {**PG, "OPTIONS": "sslmode"}, "x/primary", "OPTIONS must be a dict"),
     ("E004", {**PG, "ATOMIC_REQUESTS": 1}, "x/primary", "must be True or False"),
     ("E004", {**PG, "PASSWORD": None}, "x/primary", "PASSWORD must be text"),

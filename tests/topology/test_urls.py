@@ -57,6 +57,8 @@ POSTGRESQL = "django.db.backends.postgresql"
             {"HOST": "h", "CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True},
         ),
         ("postgres://h/shop?conn_max_age=None", {"HOST": "h", "CONN_MAX_AGE": None}),
+        ("postgres://h/shop?zone=eu-1a", {"HOST": "h", "ZONE": "eu-1a"}),
+        ("postgres://h/shop?zone=1", {"HOST": "h", "ZONE": "1"}),
         ("postgres://h/shop?engine=my.engine", {"HOST": "h", "ENGINE": "my.engine"}),
     ],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.utils import DEFAULT_DB_ALIAS, DatabaseErrorWrapper, load_backend
@@ -20,14 +20,16 @@ from dbfleet import explain, placement, runtime, topology
 from dbfleet.backend.creation import creation_class
 from dbfleet.backend.introspection import introspection_class
 from dbfleet.backend.operations import operations_class
-from dbfleet.backend.routing import Routing
 from dbfleet.backend.schema import schema_editor_class
 from dbfleet.engines import engine_for
 from dbfleet.errors import NodeUnavailable
 from dbfleet.executor.failures import NodeErrorWrapper, connecting
 from dbfleet.executor.nodes import NodeSet, resolved_params
-from dbfleet.sharding import ledger
 from dbfleet.transactions.transaction import FleetTransaction
+
+if TYPE_CHECKING:
+    from dbfleet.backend.routing import Routing
+    from dbfleet.engines import Engine
 
 
 def DatabaseWrapper(  # noqa: N802 - Django looks for this name
@@ -82,16 +84,27 @@ class FleetMixin:
         # A connection without a database (to create one) is no fleet.
         is_fleet = alias != NO_DB_ALIAS and settings_dict.get("NAME") is not None
         self.topology = topology.load(alias, settings_dict) if is_fleet else None
-        self.routing: Routing | None = None
         super().__init__(settings_dict, alias)  # type: ignore[call-arg]
-        self.engine = engine_for(self)
         self.nodes = NodeSet(self, self.vendor_class) if is_fleet else None
         self.transaction = FleetTransaction(self) if is_fleet else None
         #: what the server's catalogue says of tables; emptied by DDL
         self.catalogue: dict[str, Any] = {}
-        if self.topology is not None and not self.topology.is_plain:
-            self.routing = Routing(self)
         runtime.track(self)
+
+    @cached_property
+    def engine(self) -> Engine:
+        return engine_for(self)
+
+    @cached_property
+    def routing(self) -> Routing | None:
+        """Where statements go; None where there is nothing to decide."""
+        if self.topology is None or self.topology.is_plain:
+            return None
+        # Wrappers are made while Django loads the models. What decides, a large part
+        # of this package, is not needed before the first statement.
+        from dbfleet.backend.routing import Routing
+
+        return Routing(self)
 
     def get_connection_params(self) -> Any:
         return resolved_params(self, super().get_connection_params)  # type: ignore[misc]
@@ -187,6 +200,7 @@ class FleetMixin:
             return super()._rollback()  # type: ignore[misc]
         finally:
             if self.transaction is not None:
+                self.nodes.saw("home")
                 self.transaction.rollback()
 
     # -- the ends of connections ------------------------------------------------
@@ -228,6 +242,8 @@ class FleetMixin:
     def prepare_database(self) -> None:
         super().prepare_database()  # type: ignore[misc]
         if self.routing is not None and self.topology.is_sharded:
+            from dbfleet.sharding import ledger  # only shards have a shard map
+
             ledger.shard_map(self)
 
     def scratch(self) -> Any:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from dbfleet.sharding import ids, ledger
-
 
 @lru_cache(maxsize=32)
 def creation_class(vendor_class: type) -> type:
@@ -29,6 +27,8 @@ class FleetCreation:
     def _create_test_db(
         self, verbosity: int, autoclobber: bool, keepdb: bool = False
     ) -> str:
+        from dbfleet.sharding import ids, ledger  # only tests create databases
+
         name: str = super()._create_test_db(verbosity, autoclobber, keepdb)  # type: ignore[misc]
         for node in self._shard_nodes():
             node.close()

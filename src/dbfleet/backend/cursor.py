@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from django.apps import apps
-from django.db.utils import Error
 
 from dbfleet import lexer
 from dbfleet.errors import RouteRefused
@@ -32,24 +31,9 @@ class RawCursor:
     def __init__(self, routing: Any, name: str | None = None) -> None:
         self._routing, self._name = routing, name
         self.inner: Any = None
-        #: the replica that a plain read goes to; another node may serve it as well
-        self._replica: Any = None
 
     def execute(self, sql: Any, params: Any = None) -> Any:
-        self._choose(str(sql))
-        routing = self._routing
-        left = len(routing.topology.home.replicas)
-        while self._replica is not None:
-            try:
-                with self._replica.wrap_database_errors:
-                    return _send(self.inner, sql, params)
-            except Error as error:
-                if not routing.is_replica_failure(self._replica, error):
-                    raise
-                left -= 1
-                writes = routing.wrapper.engine.is_read_only_error(error)
-                self._replace(is_write=writes, by_primary=writes or not left)
-        return _send(self.inner, sql, params)
+        return _send(self._choose(str(sql)), sql, params)
 
     def executemany(self, sql: Any, param_list: Any) -> Any:
         return self._choose(str(sql)).executemany(sql, param_list)
@@ -57,22 +41,8 @@ class RawCursor:
     def _choose(self, sql: str) -> Any:
         if self.inner is not None:
             self.inner.close()
-        self._replica = None
         self.inner = self._cursor_for(sql)
         return self.inner
-
-    def _reader(self) -> Any:
-        node = self._routing.reader(HOME)
-        self._replica = node if getattr(node, "is_replica_node", False) else None
-        return self._on(node)
-
-    def _replace(self, *, is_write: bool, by_primary: bool) -> None:
-        """Another node instead of a replica that could not answer."""
-        if by_primary:
-            self._replica = None
-            self.inner = self._on(self._routing.node(HOME, is_write=is_write))
-        else:
-            self.inner = self._reader()
 
     def _cursor_for(self, sql: str) -> Any:
         routing = self._routing
@@ -81,11 +51,17 @@ class RawCursor:
         if routing.topology.is_sharded:
             return self._sharded_cursor(sql, statement)
         if statement.kind == "read" and not statement.catalog:
-            return self._reader()
+            return self._read_home()
         if self._sets_state(sql, statement):
             routing.keep_to_home()
         is_write = statement.kind in {"write", "ddl"} or self._may_write(statement)
         return self._on(routing.node(HOME, is_write=is_write))
+
+    def _read_home(self) -> Any:
+        routing = self._routing
+        if routing.reads_replicas() and routing.topology.home.replicas:
+            return routing.read_cursor(HOME, None, self._name)
+        return self._on(routing.node(HOME, is_write=False))
 
     def _sets_state(self, sql: str, statement: Statement) -> bool:
         """SET, a temporary table, BEGIN, ...: it holds for one connection alone."""

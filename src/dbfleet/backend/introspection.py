@@ -6,8 +6,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from dbfleet.sharding.ledger import PREFIX
-
 #: methods that read the catalogue through the cursor they are given
 _METHODS = (
     "get_table_list",
@@ -44,6 +42,8 @@ def _at_home(name: str) -> Callable[..., Any]:
                 found = action(own, *args, **kwargs)
         if name != "get_table_list":
             return found
+        from dbfleet.sharding.ledger import PREFIX  # only commands list tables
+
         return [table for table in found if not table.name.startswith(PREFIX)]
 
     method.__name__ = name

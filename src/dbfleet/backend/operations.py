@@ -5,10 +5,6 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 from typing import Any
 
-from dbfleet.backend.compiler import fleet_compiler
-from dbfleet.executor.cursors import RowsCursor
-from dbfleet.sharding import ids
-
 
 @lru_cache(maxsize=32)
 def operations_class(vendor_class: type) -> type:
@@ -31,11 +27,16 @@ class FleetOperations:
             found = super().compiler(compiler_name)  # type: ignore[misc]
             routing = self.connection.routing
             if routing is not None:
+                # Operations are made with the wrapper, compilers with a statement.
+                from dbfleet.backend.compiler import fleet_compiler
+
                 found = fleet_compiler(found, is_sharded=routing.is_sharded)
             self._compilers[compiler_name] = found
         return found
 
     def last_executed_query(self, cursor: Any, sql: str, params: Any) -> Any:
+        from dbfleet.executor.cursors import RowsCursor  # only logs ask for the text
+
         self.connection.ensure_connection()  # some vendors quote with its help
         if isinstance(getattr(cursor, "inner", cursor), RowsCursor):
             return self.connection.engine.render(self.connection, sql, params)
@@ -44,6 +45,8 @@ class FleetOperations:
     def sequence_reset_sql(self, style: Any, model_list: Any) -> list[str]:
         """As the vendor's, with the highest id of all shards written out, so that
         the SQL means the same where it sees home alone."""
+        from dbfleet.sharding import ids  # only commands reset and flush
+
         routing = self.connection.routing
         if routing is None or not self.connection.topology.is_sharded:
             return super().sequence_reset_sql(style, model_list)  # type: ignore[misc, no-any-return]
@@ -61,6 +64,8 @@ class FleetOperations:
         return statements
 
     def execute_sql_flush(self, sql_list: list[str]) -> None:
+        from dbfleet.sharding import ids  # only commands reset and flush
+
         routing = self.connection.routing
         if routing is None or not self.connection.topology.is_sharded:
             super().execute_sql_flush(sql_list)  # type: ignore[misc]

@@ -15,15 +15,15 @@ from django.apps import apps
 from django.core.exceptions import EmptyResultSet
 from django.db.backends.utils import CursorWrapper
 from django.db.models import QuerySet
-from django.db.utils import Error
 
 from dbfleet import conf, sessions
 from dbfleet.backend.cursor import RawCursor
 from dbfleet.backend.writing import Writes
 from dbfleet.errors import ReadOnlyAlias, RouteRefused
 from dbfleet.executor.cursors import GatherCursor, ScatterCursor
-from dbfleet.executor.failures import CONNECTION_ERRORS
 from dbfleet.executor.gather import Gatherer
+from dbfleet.executor.reads import ReadCursor, StreamCursor
+from dbfleet.executor.writes import WriteCursor
 from dbfleet.observe import events
 from dbfleet.planner import simple
 from dbfleet.planner.blocks import Block, block_of
@@ -37,7 +37,7 @@ from dbfleet.planner.plan import (
 )
 from dbfleet.planner.route import HOME, Route, Rung
 from dbfleet.planner.tables import Table, Tables
-from dbfleet.sessions import pins
+from dbfleet.sessions import Level, pins
 from dbfleet.sharding import ids, keys, ledger
 from dbfleet.sharding.claims import rules_of
 
@@ -121,8 +121,17 @@ class Routing:
                 return own
         return self.wrapper.nodes.clusters[cluster].policy or self._default_policy
 
-    def level(self) -> str:
-        return sessions.chosen_level() or conf.settings().consistency
+    def level(self, query: Any = None) -> Level:
+        """How old an answer may be: the queryset's level, the block's, the model's,
+        the alias's, the setting's."""
+        own = getattr(query, "fleet_level", None) or sessions.chosen_level()
+        if own is not None:
+            return own
+        settings = conf.settings()
+        if settings.levels and query is not None:
+            opts = query.model._meta
+            own = conf.most_specific(settings.levels, opts.app_label, opts.model_name)
+        return own or self.topology.consistency or settings.consistency
 
     @property
     def is_planning(self) -> bool:
@@ -131,8 +140,11 @@ class Routing:
 
     # -- nodes --------------------------------------------------------------------
 
-    def node(self, cluster: str, *, is_write: bool) -> Any:
-        """A cluster's primary, inside the transaction if there is one."""
+    def node(self, cluster: str, *, is_write: bool, captures: bool = False) -> Any:
+        """A cluster's primary, inside the transaction if there is one.
+
+        ``captures``: the write itself will tell the session what it wrote.
+        """
         if is_write and self.topology.read_only:
             raise ReadOnlyAlias(
                 "E205",
@@ -147,8 +159,8 @@ class Routing:
         if transaction.is_open:
             transaction.check_usable()
             transaction.touch(cluster, node, is_write=is_write)
-        elif is_write:
-            sessions.wrote(f"{self.topology.alias}/{cluster}")
+        elif is_write and not captures:
+            wrapper.nodes.saw(cluster)
         return node
 
     def _reconnect(self) -> None:
@@ -169,12 +181,8 @@ class Routing:
 
     def reader(self, cluster: str, model: Any = None) -> Any:
         """A node that may serve a read now: a replica, unless in a transaction."""
-        if self.wrapper.transaction.is_open:
+        if not self.reads_replicas():
             return self.node(cluster, is_write=False)
-        if self._kept is not None:
-            if self._kept is self.wrapper.connection:
-                return self.node(cluster, is_write=False)
-            self._kept = None
         if cluster != HOME:
             ledger.shard_map(self.wrapper)
         policy = self.policy(cluster, model)
@@ -204,7 +212,7 @@ class Routing:
         with wrapper.wrap_database_errors:
             return wrapper._prepare_cursor(self.vendor_cursor(node, name))
 
-    def vendor_cursor(self, node: Any, name: str | None) -> Any:
+    def vendor_cursor(self, node: Any, name: str | None = None) -> Any:
         """A cursor of the driver; inside a transaction a named one ends with it."""
         if node.connection is None:
             node.ensure_connection()
@@ -245,9 +253,9 @@ class Routing:
         self, cluster: str, *, is_write: bool, is_logged: bool = True
     ) -> Iterator[None]:
         """The next cursor is on the primary of ``cluster``."""
-        node = self.node(cluster, is_write=is_write)
         is_logged = is_logged and self._is_logged
-        with self.bound(partial(self._node_target, node, is_logged)):
+        target = partial(self.cluster_target, cluster, is_write, is_logged=is_logged)
+        with self.bound(target):
             yield
 
     @contextlib.contextmanager
@@ -357,7 +365,7 @@ class Routing:
                 self.topology,
                 in_transaction=self.wrapper.transaction.is_open,
                 locks=bool(compiler.query.select_for_update),
-                level=self.level(),
+                level=self.level(compiler.query).name,
             )
         statement = self.compiled(compiler)
         if statement is None:
@@ -452,9 +460,9 @@ class Routing:
     def _gather_target(self, route: Route, name: str | None) -> Any:
         return self.wrapped(self.gather_cursor(route))
 
-    def wrapped(self, cursor: Any) -> Any:
+    def wrapped(self, cursor: Any, *, is_logged: bool | None = None) -> Any:
         """Our cursor as Django's, in the alias's log or, for a step, out of it."""
-        if self._is_logged:
+        if self._is_logged if is_logged is None else is_logged:
             return self.wrapper._prepare_cursor(cursor)
         return CursorWrapper(cursor, self.wrapper.nodes.quiet())
 
@@ -474,39 +482,45 @@ class Routing:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Run on a caught-up replica; a replica that is lost before the first row
-        is replaced by the next node, at most once for each."""
-        nodes = self.wrapper.nodes
-        declared = nodes.clusters[cluster]
-        if query.select_for_update or not declared.replicas:
+        """Run on a node of the cluster that is found when its cursor executes."""
+        has_replicas = bool(self.wrapper.nodes.clusters[cluster].replicas)
+        if query.select_for_update or not has_replicas:
             is_write = bool(query.select_for_update)
             self.target = partial(self.cluster_target, cluster, is_write)
-            try:
-                return execute(*args, **kwargs)
-            finally:
-                self.target = None
-        writes = False
-        for _ in declared.replicas:
-            chosen: list[Any] = []
+        else:
+            self.target = partial(self._read_target, cluster, query)
+        try:
+            return execute(*args, **kwargs)
+        finally:
+            self.target = None
 
-            def target(name: str | None, chosen: list[Any] = chosen) -> Any:
-                node = self.reader(cluster, query.model)
-                chosen.append(node)
-                return self._node_target(node, self._is_logged, name)
+    def _read_target(self, cluster: str, query: Any, name: str | None) -> Any:
+        if not self.reads_replicas():
+            return self.cluster_target(cluster, False, name)
+        return self.wrapped(self.read_cursor(cluster, query, name))
 
-            self.target = target
-            try:
-                return execute(*args, **kwargs)
-            except Error as error:
-                if not chosen or not self.is_replica_failure(chosen[0], error):
-                    raise
-                writes = self.wrapper.engine.is_read_only_error(error)
-                if writes:
-                    break
-            finally:
-                self.target = None
-        self.target = partial(self.cluster_target, cluster, writes)
-        return self.executed(execute, *args, **kwargs)
+    def reads_replicas(self) -> bool:
+        """Whether reads may leave the primary now."""
+        if self.wrapper.transaction.is_open:
+            return False
+        if self._kept is not None:
+            if self._kept is self.wrapper.connection:
+                return False
+            self._kept = None
+        return True
+
+    def read_cursor(self, cluster: str, query: Any, name: str | None) -> Any:
+        """A cursor that finds its node when it is executed."""
+        if cluster != HOME:
+            ledger.shard_map(self.wrapper)
+        model = query.model if query is not None else None
+        kind = StreamCursor if name else ReadCursor
+        return kind(
+            self.wrapper.nodes.replicas,
+            (cluster, self.policy(cluster, model), self.level(query)),
+            partial(self.vendor_cursor, name=name),
+            partial(self.node, cluster, is_write=True),
+        )
 
     def executed(self, execute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Execute with the target just set; it does not outlive the statement, also
@@ -516,22 +530,28 @@ class Routing:
         finally:
             self.target = None
 
-    def cluster_target(self, cluster: str, is_write: bool, name: str | None) -> Any:
-        node = self.node(cluster, is_write=is_write)
-        return self._node_target(node, self._is_logged, name)
-
-    def is_replica_failure(self, node: Any, error: Error) -> bool:
-        """Whether another node may answer what this replica could not."""
-        if not getattr(node, "is_replica_node", False):
-            return False
-        if self.wrapper.engine.is_read_only_error(error):
-            return True  # the query writes, after all: the primary has to run it
-        if not isinstance(error, CONNECTION_ERRORS):
-            return False
-        if not self.wrapper.engine.is_lost(node):
-            return False
-        self.wrapper.nodes.failed(node.alias, error)
-        return True
+    def cluster_target(
+        self,
+        cluster: str,
+        is_write: bool,
+        name: str | None,
+        *,
+        is_logged: bool | None = None,
+    ) -> Any:
+        """A cursor on the primary of a cluster."""
+        if is_logged is None:
+            is_logged = self._is_logged
+        captures = (
+            is_write
+            and bool(self.wrapper.nodes.clusters[cluster].replicas)
+            and not self.wrapper.transaction.is_open
+        )
+        node = self.node(cluster, is_write=is_write, captures=captures)
+        if not captures:
+            return self._node_target(node, is_logged, name)
+        inner = self.vendor_cursor(node, name)
+        cursor = WriteCursor(self.wrapper.nodes, cluster, node, inner)
+        return self.wrapped(cursor, is_logged=is_logged)
 
     # -- rows and shards --------------------------------------------------------
 

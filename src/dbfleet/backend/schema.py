@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dbfleet.planner.route import HOME
-from dbfleet.planner.statements import classify
-from dbfleet.relations.constraints import is_holdable
-from dbfleet.sharding.ddl import Journal
-from dbfleet.sharding.reclaim import Reclaim
+# Every wrapper names its editor, only migrations use one: what an editor needs is
+# imported where it is used.
+if TYPE_CHECKING:
+    from dbfleet.sharding.ddl import Journal
+    from dbfleet.sharding.reclaim import Reclaim
 
 #: methods whose first argument is the model they change
 _MODEL_METHODS = (
@@ -65,6 +65,8 @@ def relaxed(connection: Any, model: Any, fields: list[Any]) -> Iterator[None]:
     On the fields of the rendered model, while its DDL is written: models,
     migrations and their state stay as they are.
     """
+    from dbfleet.relations.constraints import is_holdable
+
     topology = connection.topology
     changed = []
     if topology is not None:
@@ -98,10 +100,15 @@ class FleetSchemaEditor:
         if topology is None or not topology.is_sharded or self.collect_sql:
             return
         if self._reclaim is None:
+            from dbfleet.sharding.reclaim import Reclaim
+
             self._reclaim = Reclaim(self.connection)
         self._reclaim.note(operation, model, args)
 
     def execute(self, sql: Any, params: Any = ()) -> Any:
+        from dbfleet.planner.route import HOME
+        from dbfleet.planner.statements import classify
+
         routing = self.connection.routing
         if routing is None or self.collect_sql:
             return super().execute(sql, params)  # type: ignore[misc]
@@ -118,6 +125,8 @@ class FleetSchemaEditor:
             with routing.on_every_node():
                 return super().execute(sql, params)  # type: ignore[misc]
         if self._journal is None:
+            from dbfleet.sharding.ddl import Journal
+
             self._journal = Journal(self.connection)
         given = f"{text} {list(params)}" if params else text
         return self._journal.run(given, partial(self._execute_on, sql, params))

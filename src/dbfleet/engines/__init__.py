@@ -33,13 +33,18 @@ def engine_for(wrapper: Any) -> Engine:
     A vendor without an engine of its own gets the base engine: placement,
     single nodes and replicas without position tracking work, the rest is refused.
     """
-    from dbfleet.engines.mysql import MySQLEngine
-    from dbfleet.engines.postgresql import PostgreSQLEngine
-    from dbfleet.engines.sqlite import SQLiteEngine
+    # Few projects have servers of more than one vendor.
+    match wrapper.vendor:
+        case "postgresql":
+            from dbfleet.engines.postgresql import PostgreSQLEngine
 
-    engines: dict[str, type[Engine]] = {
-        "postgresql": PostgreSQLEngine,
-        "mysql": MySQLEngine,
-        "sqlite": SQLiteEngine,
-    }
-    return engines.get(wrapper.vendor, Engine)()
+            return PostgreSQLEngine()
+        case "mysql":
+            from dbfleet.engines.mysql import MySQLEngine
+
+            return MySQLEngine()
+        case "sqlite":
+            from dbfleet.engines.sqlite import SQLiteEngine
+
+            return SQLiteEngine()
+    return Engine()

@@ -8,25 +8,41 @@ are steered by explicit statements.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple
 
 from dbfleet.lexer import strip_locking
 
 Row = tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A place in a primary's log. Compared only by its own engine."""
+class Position(NamedTuple):
+    """A place in a primary's log. Compared only by its own engine.
 
-    system: str
+    ``timeline`` counts promotions, 0 where a server does not; None is not known.
+    ``system`` names the server system, "" is not known.
+    """
+
     value: Any
+    timeline: int | None = 0
+    system: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FragmentSpec:
+class Verdict(Enum):
+    """Whether a node has applied a position."""
+
+    COVERED = "covered"
+    BEHIND = "behind"
+    #: the node is on a later timeline, of whose history nothing is known here
+    UNKNOWN = "unknown"
+    #: the position was never part of the node's history
+    LOST = "lost"
+
+
+class FragmentSpec(NamedTuple):
     """The part of one table that a gather needs.
 
     ``where`` is compiled SQL over the bare table with ``%s`` placeholders;
@@ -124,6 +140,10 @@ class Engine:
         """Whether a read-only connection refused a write; no I/O."""
         return "read-only" in str(error) or "readonly" in str(error)
 
+    def is_recovery_conflict(self, error: BaseException) -> bool:
+        """Whether a replica cancelled a read to go on with its log; no I/O."""
+        return False
+
     def refuses_writes(self, primary: Any) -> bool:
         """Whether a server, as a whole, takes no writes; asked after an error.
 
@@ -174,9 +194,87 @@ class Engine:
         """
         return None
 
-    def has_caught_up(self, replica: Any, position: Position) -> bool:
-        """Whether ``replica`` has applied ``position``; one round trip."""
+    def timeline(self, primary: Any) -> int:
+        """The timeline a primary writes; a round trip for a new connection."""
+        return 0
+
+    def prepare_guard(self, replica: Any) -> None:
+        """Make what every guarded read asks cheap, on a new connection."""
+
+    def applied(self, replica: Any) -> Position | None:
+        """What ``replica`` has applied; one round trip."""
+        return None
+
+    def compare(self, have: Position, want: Position) -> Verdict:
+        """Whether a node that has applied ``have`` has applied ``want``; no I/O."""
+        return Verdict.COVERED if have == want else Verdict.BEHIND
+
+    def covers(self, have: Position | None, wants: Iterable[Position]) -> bool:
+        """Whether all of ``wants`` are known to be applied at ``have``; no I/O."""
+        return have is not None and all(
+            self.compare(have, want) is Verdict.COVERED for want in wants
+        )
+
+    def merge(
+        self, floors: tuple[Position, ...], more: Iterable[Position]
+    ) -> tuple[Position, ...]:
+        """The least positions that cover all of both; no I/O."""
+        return tuple(dict.fromkeys([*floors, *more]))
+
+    def learn_history(self, primary: Any, have: Position) -> None:
+        """Read how the timeline of ``have`` came about; at most one round trip."""
+
+    def dump(self, position: Position) -> str:
+        """A position as text for a token, without ``;`` and ``,``."""
+        raise NotImplementedError
+
+    def load(self, text: str) -> Position:
+        """The position that :meth:`dump` wrote; raises ValueError."""
+        raise ValueError(text)
+
+    def wait(
+        self, replica: Any, wants: Sequence[Position], timeout_s: float
+    ) -> Position | None:
+        """Wait until ``replica`` has applied ``wants``; what it has applied then.
+
+        Polls, with a round trip for each pause of 1 to 5 ms, unless the server can
+        wait by itself.
+        """
+        deadline = time.monotonic() + timeout_s
+        pause_s = 0.001
+        while True:
+            time.sleep(pause_s)
+            found = self.applied(replica)
+            if self.covers(found, wants) or time.monotonic() >= deadline:
+                return found
+            pause_s = min(pause_s * 2, 0.005)
+
+    def read_at(self, node: Any, cursor: Any, sql: str, params: Any) -> Position | None:
+        """Execute a read; what ``node`` had applied before. Two round trips, or one.
+
+        The rows say nothing where the position turns out not to be enough.
+        """
+        found = self.applied(node)
+        _execute(cursor, sql, params)
+        return found
+
+    def write_at(
+        self, node: Any, cursor: Any, sql: str, params: Any
+    ) -> tuple[GatheredRows | None, Position | None]:
+        """Execute one write in autocommit, and its position if its message tells.
+
+        One round trip. The rows, unless the cursor has them.
+        """
+        _execute(cursor, sql, params)
+        return None, None
+
+    def tells_commit(self, node: Any) -> bool:
+        """Whether :meth:`commit_at` can commit the open transaction; no I/O."""
         return False
+
+    def commit_at(self, node: Any) -> Position | None:
+        """Commit, and the position that the commit's own message tells."""
+        raise NotImplementedError
 
     # -- transactions ---------------------------------------------------------
 
@@ -303,3 +401,10 @@ class Engine:
         None where the counter follows explicit ids by itself.
         """
         return []
+
+
+def _execute(cursor: Any, sql: str, params: Any) -> None:
+    if params is None:
+        cursor.execute(sql)
+    else:
+        cursor.execute(sql, params)

@@ -12,14 +12,8 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from dbfleet.engines.base import (
-    Engine,
-    FragmentSpec,
-    GatheredRows,
-    Overflow,
-    Position,
-    Row,
-)
+from dbfleet.engines.base import FragmentSpec, GatheredRows, Overflow, Row
+from dbfleet.engines.gtid import GtidPositions
 
 #: rows in one INSERT of a temporary table; keeps a message under 1 MB or so
 _BATCH_ROWS = 500
@@ -35,14 +29,13 @@ def quote_name(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
 
-class MySQLEngine(Engine):
+class MySQLEngine(GtidPositions):
     """What dbfleet needs of this vendor's servers."""
 
     vendor: ClassVar[str] = "mysql"
     enforces_read_only: ClassVar[bool] = True
     can_prepare: ClassVar[bool] = True
     can_gather: ClassVar[bool] = True
-    tracks_positions: ClassVar[bool] = True
 
     def render(self, home: Any, sql: str, params: Any) -> str:
         if params is None:
@@ -86,19 +79,6 @@ class MySQLEngine(Engine):
 
     def is_replica(self, node: Any) -> bool | None:
         return bool(self.fetch(node, "SELECT @@read_only")[0][0])
-
-    def position(self, primary: Any) -> Position | None:
-        name = "gtid_binlog_pos" if primary.mysql_is_mariadb else "gtid_executed"
-        rows = self.fetch(primary, f"SELECT @@global.{name}")
-        return Position("", rows[0][0]) if rows[0][0] else None
-
-    def has_caught_up(self, replica: Any, position: Position) -> bool:
-        # A timeout of zero answers at once: 0 reached, anything else not.
-        if replica.mysql_is_mariadb:
-            sql = "SELECT MASTER_GTID_WAIT(%s, 0)"
-        else:
-            sql = "SELECT NOT GTID_SUBSET(%s, @@global.gtid_executed)"
-        return bool(self.fetch(replica, sql, [position.value])[0][0] == 0)
 
     # -- transactions ---------------------------------------------------------
     # XA START is refused inside an open transaction, so a node's transaction is an

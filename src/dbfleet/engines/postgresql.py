@@ -13,14 +13,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from dbfleet.engines.base import (
-    Engine,
-    FragmentSpec,
-    GatheredRows,
-    Overflow,
-    Position,
-    Row,
-)
+from dbfleet.engines.base import FragmentSpec, GatheredRows, Overflow, Row
+from dbfleet.engines.wal import WalPositions
 from dbfleet.errors import TwoPhaseUnavailable
 from dbfleet.lexer import insertion_point
 
@@ -44,7 +38,7 @@ def quote_literal(text: str | None) -> str:
     return "NULL" if text is None else "'" + text.replace("'", "''") + "'"
 
 
-class PostgreSQLEngine(Engine):
+class PostgreSQLEngine(WalPositions):
     """What dbfleet needs of this vendor's servers."""
 
     vendor: ClassVar[str] = "postgresql"
@@ -53,7 +47,6 @@ class PostgreSQLEngine(Engine):
     aborts_on_error: ClassVar[bool] = True
     can_gather: ClassVar[bool] = True
     has_binary_text_equality: ClassVar[bool] = True
-    tracks_positions: ClassVar[bool] = True
 
     # -- statements ---------------------------------------------------------
 
@@ -100,20 +93,6 @@ class PostgreSQLEngine(Engine):
 
     def is_replica(self, node: Any) -> bool | None:
         return bool(self.fetch(node, "SELECT pg_is_in_recovery()")[0][0])
-
-    def position(self, primary: Any) -> Position | None:
-        # The insert position covers every commit that has returned, also those of
-        # synchronous_commit=off.
-        rows = self.fetch(primary, "SELECT pg_current_wal_insert_lsn()::text")
-        return Position("", rows[0][0])
-
-    def has_caught_up(self, replica: Any, position: Position) -> bool:
-        rows = self.fetch(
-            replica,
-            "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn",
-            [position.value],
-        )
-        return bool(rows[0][0])
 
     # -- transactions ---------------------------------------------------------
 

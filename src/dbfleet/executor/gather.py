@@ -62,7 +62,7 @@ class Gatherer:
 
     def _replaces_any(self, nodes: list[Any], error: Error) -> bool:
         """Whether a replica among the nodes was lost, and is now left alone."""
-        lost = [self.routing.is_replica_failure(node, error) for node in nodes]
+        lost = [self.wrapper.nodes.is_replaceable(node, error) for node in nodes]
         return any(lost)
 
     def _spec(self, home: Any, part: Fragment) -> FragmentSpec:

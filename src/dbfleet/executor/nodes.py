@@ -8,21 +8,27 @@ stays in driver autocommit; transactions on it are explicit statements. A
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
-from django.db.utils import DatabaseErrorWrapper
+from django.db.utils import DatabaseErrorWrapper, Error
 from django.utils.functional import cached_property
 
 from dbfleet import sessions, topology
-from dbfleet.engines import Engine
-from dbfleet.errors import NodeMismatch
-from dbfleet.executor.failures import CONNECTION_ERRORS, NodeErrorWrapper, connecting
+from dbfleet.engines import Engine, Position
+from dbfleet.errors import NodeMismatch, WriteLost
+from dbfleet.executor.failures import (
+    CONNECTION_ERRORS,
+    NodeErrorWrapper,
+    connecting,
+    is_replica,
+)
+from dbfleet.executor.replicas import Replicas
 from dbfleet.health import breaker
 from dbfleet.observe import events
 from dbfleet.policies import Policy
+from dbfleet.sessions import Level, applied
 from dbfleet.topology import ClusterTopology, Topology
 
 #: replicas whose identity was compared with their primary's, in this process
@@ -84,6 +90,8 @@ class NodeMixin:
         owner = self.owner
         if self.is_replica_node or (owner is not None and owner.topology.read_only):
             owner.engine.make_read_only(self)
+        if self.is_replica_node and owner is not None:
+            owner.engine.prepare_guard(self)
 
 
 @lru_cache(maxsize=32)
@@ -104,11 +112,10 @@ class NodeSet:
         self.engine: Engine = wrapper.engine
         self._class = node_class(vendor_class)
         self._open: dict[str, Any] = {}
-        #: cluster -> (policy, until when, the order that was drawn)
-        self._kept: dict[str, tuple[Policy, float, Sequence[str]]] = {}
         self.clusters = {"home": self.topology.home, **self.topology.shards}
         #: the names under which a session remembers what it wrote
-        self._keys = {name: f"{self.topology.alias}/{name}" for name in self.clusters}
+        self.keys = {name: f"{self.topology.alias}/{name}" for name in self.clusters}
+        self.replicas = Replicas(self)
 
     # -- single nodes ---------------------------------------------------------
 
@@ -156,52 +163,36 @@ class NodeSet:
 
     # -- replicas -------------------------------------------------------------
 
-    def reader(self, cluster: str, policy: Policy, level: str) -> Any:
-        """A node of ``cluster`` whose answer this session may see.
+    def reader(self, cluster: str, policy: Policy, level: Level) -> Any:
+        """A node of ``cluster`` whose answer this session may see, proved beforehand.
 
-        Zero round trips for a session that wrote nothing; otherwise at most one to
-        the primary and one to each replica that has not caught up. Never fails
-        because of a replica: the primary is the last resort.
+        For statements that cannot carry the proof in their own message: at most one
+        more round trip to each replica, which is not waited for.
         """
-        declared = self.clusters[cluster]
-        if not declared.replicas or level == "strong":
-            return self.primary(cluster)
-        key = self._keys[cluster]
-        floor = sessions.floor_of(key) if level == "session" else None
-        if floor is not None and floor.position is None:
-            position = self.engine.position(self.primary(cluster))
-            if position is None:
-                return self.primary(cluster)
-            floor = sessions.Floor(position)
-            sessions.set_floor(key, floor)
-        for name in self._order(cluster, policy, declared.replicas):
-            if breaker.is_open(name):
-                continue
-            replica = self._usable_replica(declared, name)
-            if replica is not None and self._is_fresh(key, replica, name, floor):
-                return replica
-        return self.primary(cluster)
+        replicas = self.replicas
+        own = replicas.usual(cluster, policy, level)
+        if own is not None and not own.wants:
+            return own.node
+        for choice in replicas.choices(cluster, policy, level, None, False):
+            try:
+                if not choice.wants or replicas.is_proved(
+                    cluster, choice, self.engine.applied(choice.node)
+                ):
+                    replicas.served(cluster, policy, level, choice)
+                    return choice.node
+            except CONNECTION_ERRORS as error:
+                if choice.name is None or isinstance(error, WriteLost):
+                    raise
+                self.failed(choice.name, error)
+        raise AssertionError("the primary is always offered")
 
-    def _order(
-        self, cluster: str, policy: Policy, replicas: tuple[str, ...]
-    ) -> Sequence[str]:
-        """The policy's order, kept for as long as the policy says."""
-        keep_s = getattr(policy, "keep_s", 0)
-        if not keep_s:
-            return policy.order(replicas)
-        now = time.monotonic()
-        kept = self._kept.get(cluster)
-        if kept is not None and kept[0] is policy and now < kept[1]:
-            return kept[2]
-        order = policy.order(replicas)
-        self._kept[cluster] = (policy, now + keep_s, order)
-        return order
-
-    def _usable_replica(self, cluster: ClusterTopology, name: str) -> Any:
+    def usable_replica(self, cluster: ClusterTopology, name: str) -> Any:
+        """A replica, connected; None if it cannot be."""
         node = self.node(name, is_replica=True)
         try:
             node.close_if_health_check_failed()
             if node.connection is None:
+                applied.forget(name)
                 node.ensure_connection()
                 self._verify(cluster, node, name)
                 breaker.succeeded(name)
@@ -212,22 +203,6 @@ class NodeSet:
             self.failed(name, error)
             return None
         return node
-
-    def _is_fresh(
-        self, key: str, node: Any, name: str, floor: sessions.Floor | None
-    ) -> bool:
-        if floor is None or name in floor.passed:
-            return True
-        assert floor.position is not None
-        try:
-            is_fresh = self.engine.has_caught_up(node, floor.position)
-        except CONNECTION_ERRORS as error:
-            self.failed(name, error)
-            return False
-        if is_fresh:
-            passed = sessions.Floor(floor.position, floor.passed | {name})
-            sessions.set_floor(key, passed)
-        return is_fresh
 
     def _verify(self, cluster: ClusterTopology, node: Any, name: str) -> None:
         """Compare a replica with its primary, once in a process.
@@ -262,6 +237,18 @@ class NodeSet:
             raise problem
         _verified.add((name, str(node.settings_dict["NAME"])))
 
+    def is_replaceable(self, node: Any, error: Error) -> bool:
+        """Whether another node may answer what a replica could not."""
+        if not is_replica(node):
+            return False
+        engine = self.engine
+        if engine.is_read_only_error(error) or engine.is_recovery_conflict(error):
+            return True
+        if not isinstance(error, CONNECTION_ERRORS) or not engine.is_lost(node):
+            return False
+        self.failed(node.alias, error)
+        return True
+
     def failed(self, name: str, error: BaseException) -> None:
         """A node could not serve: close it and leave it alone for a while."""
         node = self._open.get(name)
@@ -269,8 +256,22 @@ class NodeSet:
             with contextlib.suppress(Exception):
                 node.close()
             node.connection = None
+        applied.forget(name)
         breaker.failed(name)
         events.emit("node_failed", node=name, error=type(error).__name__)
+
+    # -- what a session saw -----------------------------------------------------
+
+    def saw(self, cluster: str, position: Position | None = None) -> None:
+        """The session saw the primary of a cluster at ``position``, or wrote there;
+        None: at one it was not told. Nothing to remember without replicas."""
+        if not self.clusters[cluster].replicas:
+            return
+        session, key = sessions.current(), self.keys[cluster]
+        if position is None:
+            session.saw_unknown(key)
+        else:
+            session.demand(key, [position], self.engine.merge)
 
     # -- all ------------------------------------------------------------------
 

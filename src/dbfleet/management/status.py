@@ -177,7 +177,7 @@ def _ask(probe: Probe, primary: Probe | None) -> None:
         if primary is None and not is_replica:
             probe.position = engine.position(node)
         elif primary is not None and primary.position is not None:
-            status.caught_up = engine.has_caught_up(node, primary.position)
+            status.caught_up = engine.covers(engine.applied(node), [primary.position])
         if probe.is_home_of_shards:
             probe.slot_counts = ledger.slot_counts(engine, node)
         status.problem = _mismatch(probe, primary)

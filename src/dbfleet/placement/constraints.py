@@ -7,16 +7,14 @@ violate it are surely on the same one, which is when it requires equal shard key
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db.models import AutoField, F, UniqueConstraint
 
 from dbfleet.placement.layouts import ShardKey
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
+class Spread(NamedTuple):
     """A constraint whose violators may be on different shards."""
 
     #: How the model spells it: ``unique=True of 'code'``, ``constraint 'one_name'``.

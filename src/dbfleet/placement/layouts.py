@@ -8,27 +8,30 @@ that nobody below needs Django's fields to find a row's shard.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
 class Local:
     """Rows live in home alone."""
 
     def __repr__(self) -> str:
         return "LOCAL"
 
+    def __reduce__(self) -> str:
+        return "LOCAL"  # a copy is the constant itself
 
-@dataclass(frozen=True, slots=True)
+
 class Reference:
     """Every shard, and home, holds all rows."""
 
     def __repr__(self) -> str:
         return "REFERENCE"
 
+    def __reduce__(self) -> str:
+        return "REFERENCE"  # a copy is the constant itself
 
-@dataclass(frozen=True, slots=True)
-class Hop:
+
+class Hop(NamedTuple):
     """One step from a child's row to its parent's: ``table.column = parent's``."""
 
     field: str
@@ -40,8 +43,7 @@ class Hop:
     target_column: str
 
 
-@dataclass(frozen=True, slots=True)
-class ShardKey:
+class ShardKey(NamedTuple):
     """The columns whose values decide the shard of a row.
 
     With an empty ``path`` they are columns of the model's own table. Otherwise
@@ -54,8 +56,7 @@ class ShardKey:
     path: tuple[Hop, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Sharded:
+class Sharded(NamedTuple):
     """Rows are spread by ``key``.
 
     ``key`` is None only for a historical model that does not have the key's field

@@ -40,6 +40,7 @@ def _started(sender: Any, **kwargs: Any) -> None:
     else:
         _leave_request()  # one that the server never finished
         _forget_session()
+        sessions.begin()
         scopes.enter(Scope(is_request=True))
 
 
@@ -81,6 +82,7 @@ def _wrap_asgi() -> None:
     async def with_session(*args: Any, **kwargs: Any) -> Any:
         request = Scope(is_request=True)
         _forget_session()
+        sessions.begin()
         scopes.enter(request)
         try:
             return await handle(*args, **kwargs)

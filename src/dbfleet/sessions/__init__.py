@@ -1,86 +1,117 @@
-"""Sessions: what the running context wrote, so that it never misses it.
+"""Sessions: what the running context saw and wrote, so that it never misses it.
 
-A session is the running context (contextvars): a request, a task, a thread. It
-holds, for each cluster, the least position a replica must have applied. The value
-is immutable and replaced, so a task inherits what its parent wrote and shares
-nothing that either writes later.
+A session is a request, a job or a :func:`session` block; where nothing declares one, it
+is the running context (contextvars). A declared session is shared by every task and
+thread that copies its context. One that nobody declared is copied by the first task or
+thread that changes it, so two of them share nothing that either does later.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Iterator
+from typing import Any
 
-if TYPE_CHECKING:  # engines are for projects with a fleet
-    from dbfleet.engines import Position
+from dbfleet.levels import Level, bounded, read_level
+from dbfleet.sessions.session import PRIMARY, ClusterState, Session
 
-_EMPTY: Mapping[str, Floor] = MappingProxyType({})
+__all__ = [
+    "PRIMARY",
+    "ClusterState",
+    "Level",
+    "Session",
+    "begin",
+    "bounded",
+    "chosen_level",
+    "consistency",
+    "current",
+    "forget",
+    "peek",
+    "session",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """The least a replica must have applied.
-
-    ``position`` is None right after a write: it is read from the primary when a
-    replica is next wanted, not before. ``passed`` are replicas known to be there.
-    """
-
-    position: Position | None = None
-    passed: frozenset[str] = frozenset()
-
-
-_floors: contextvars.ContextVar[Mapping[str, Floor]] = contextvars.ContextVar(
-    "dbfleet_floors", default=_EMPTY
+_session: contextvars.ContextVar[Session | None] = contextvars.ContextVar(
+    "dbfleet_session", default=None
 )
-_level: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+_level: contextvars.ContextVar[Level | None] = contextvars.ContextVar(
     "dbfleet_consistency", default=None
 )
 
-LEVELS = ("strong", "session", "eventual")
+
+def _owner() -> Any:
+    try:
+        return asyncio.current_task() or threading.get_ident()
+    except RuntimeError:  # no event loop runs in this thread
+        return threading.get_ident()
 
 
-def floor_of(cluster: str) -> Floor | None:
-    """What this session demands of ``cluster``'s replicas; None is nothing."""
-    return _floors.get().get(cluster)
+def peek() -> Session | None:
+    """The session of the running context, if it has one; not to be changed."""
+    return _session.get()
 
 
-def set_floor(cluster: str, floor: Floor) -> None:
-    """Replace what this session demands of one cluster."""
-    _floors.set(MappingProxyType({**_floors.get(), cluster: floor}))
+def current() -> Session:
+    """The session of the running context, begun if there is none."""
+    found = _session.get()
+    if found is not None and found.owner is None:
+        return found
+    owner = _owner()
+    if found is None:
+        found = Session(owner)
+    elif found.owner != owner:
+        found = found.copy(owner)
+    else:
+        return found
+    _session.set(found)
+    return found
 
 
-def wrote(cluster: str) -> None:
-    """This session wrote to ``cluster``: every replica has to catch up anew."""
-    set_floor(cluster, Floor())
+def begin(inherited: Session | None = None) -> Session:
+    """Begin a declared session in the running context, until :func:`forget`."""
+    found = Session() if inherited is None else inherited.copy(None)
+    _session.set(found)
+    return found
 
 
 def forget() -> None:
-    """Begin a new session: nothing was written, no level is chosen."""
-    if _floors.get():
-        _floors.set(_EMPTY)
+    """End the session: nothing was written, no level is chosen."""
+    if _session.get() is not None:
+        _session.set(None)
     if _level.get() is not None:
         _level.set(None)
 
 
-def chosen_level() -> str | None:
+@contextlib.contextmanager
+def session() -> Iterator[Session]:
+    """A session of its own for the block: what was seen before it demands nothing.
+
+    Tasks and threads that copy the block's context share it. No round trips.
+    """
+    token = _session.set(Session())
+    try:
+        yield current()
+    finally:
+        _session.reset(token)
+
+
+def chosen_level() -> Level | None:
     """The level of the innermost :func:`consistency` block, if any."""
     return _level.get()
 
 
 @contextlib.contextmanager
-def consistency(level: str) -> Iterator[None]:
-    """Read at ``level`` inside the block: "strong", "session" or "eventual".
+def consistency(level: str | Level) -> Iterator[None]:
+    """Read at ``level`` inside the block: "strong", "session", "eventual" or
+    ``bounded(max_lag_s=…)``.
 
-    Strong reads go to the primary. Session reads see everything this session wrote.
-    Eventual reads take any replica. No round trips of its own.
+    Strong reads go to the primary. Session reads see everything this session wrote or
+    has seen. Bounded reads miss at most the last seconds. Eventual reads take any
+    replica. No round trips of its own. Raises ConfigurationError for another level.
     """
-    if level not in LEVELS:
-        raise ValueError(f"consistency is one of {', '.join(LEVELS)}, not {level!r}")
-    token = _level.set(level)
+    token = _level.set(read_level(level))
     try:
         yield
     finally:

@@ -10,9 +10,10 @@ A declaration does nothing by itself; :func:`databases` turns it into the plain
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, TypedDict, Unpack
 
+from dbfleet.levels import Level
 from dbfleet.policies import Policy
 from dbfleet.topology.loading import find_mistakes, is_fleet
 from dbfleet.topology.mistakes import Mistakes, unknown_name
@@ -26,7 +27,8 @@ PolicyGiven = str | Policy | type[Policy] | None
 
 
 class DjangoKeys(TypedDict, total=False):
-    """Django's own keys of an entry of ``DATABASES``: defaults for all its nodes."""
+    """Django's own keys of an entry of ``DATABASES``, and ``ZONE``: defaults for all
+    its nodes."""
 
     ATOMIC_REQUESTS: bool
     AUTOCOMMIT: bool
@@ -41,6 +43,7 @@ class DjangoKeys(TypedDict, total=False):
     TEST: dict[str, Any]
     TIME_ZONE: str | None
     USER: str | Callable[[], str]
+    ZONE: str
 
 
 _NOTHING = FrozenDict()
@@ -81,6 +84,7 @@ class Cluster(_Declared):
     replicas: tuple[Any, ...] = ()
     read_only: bool = False
     policy: PolicyGiven = None
+    consistency: str | Level | None = None
     django: FrozenDict = _NOTHING
 
     def __init__(
@@ -90,6 +94,7 @@ class Cluster(_Declared):
         replicas: Iterable[Node] = (),
         read_only: bool = False,
         policy: PolicyGiven = None,
+        consistency: str | Level | None = None,
         **django: Unpack[DjangoKeys],
     ) -> None:
         self._set(
@@ -97,6 +102,7 @@ class Cluster(_Declared):
             replicas=_nodes(replicas),
             read_only=read_only,
             policy=policy,
+            consistency=consistency,
             django=freeze(django),
         )
 
@@ -109,6 +115,8 @@ class Cluster(_Declared):
             entry["READ_ONLY"] = self.read_only
         if self.policy is not None:
             entry["POLICY"] = self.policy
+        if self.consistency is not None:
+            entry["CONSISTENCY"] = self.consistency
         return entry | _django_keys(self, where, mistakes)
 
 
@@ -130,6 +138,7 @@ class Sharded(_Declared):
     gather: Any = _NOTHING
     commit: CommitMode = "two_phase"
     read_only: bool = False
+    consistency: str | Level | None = None
     django: FrozenDict = _NOTHING
 
     def __init__(
@@ -142,6 +151,7 @@ class Sharded(_Declared):
         gather: Mapping[str, int] | GatherLimits | None = None,
         commit: CommitMode = "two_phase",
         read_only: bool = False,
+        consistency: str | Level | None = None,
         **django: Unpack[DjangoKeys],
     ) -> None:
         self._set(
@@ -152,6 +162,7 @@ class Sharded(_Declared):
             gather=_limits(gather),
             commit=commit,
             read_only=read_only,
+            consistency=consistency,
             django=freeze(django),
         )
 
@@ -183,7 +194,14 @@ class Sharded(_Declared):
         return entry | _django_keys(self, where, mistakes)
 
 
-_SHARDED_OPTIONS = ("slots", "policy", "gather", "commit", "read_only")
+_SHARDED_OPTIONS = (
+    "slots",
+    "policy",
+    "gather",
+    "commit",
+    "read_only",
+    "consistency",
+)
 
 Declaration = Cluster | Sharded | Node
 
@@ -268,7 +286,7 @@ def _thawed(nodes: Any) -> Any:
 
 def _limits(given: Mapping[str, int] | GatherLimits | None) -> Any:
     if isinstance(given, GatherLimits):
-        given = asdict(given)
+        given = given._asdict()
     if given is None or not isinstance(given, Mapping):
         return FrozenDict() if given is None else given
     return FrozenDict({str(key).upper(): value for key, value in given.items()})

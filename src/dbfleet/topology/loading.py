@@ -12,16 +12,14 @@ the same dicts, so that no URL with a password stays in the settings.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import re
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from dbfleet.errors import ConfigurationError
-from dbfleet.policies import Policy, read_policy
+from dbfleet.policies import Policy, place, read_policy
 from dbfleet.topology.identity import check_duplicates
 from dbfleet.topology.mistakes import Mistakes
 from dbfleet.topology.nodes import (
@@ -136,6 +134,7 @@ def _complete_entry(
         entry["SHARDS"] = {
             name: declared(cluster) for name, cluster in topology.shards.items()
         }
+    place({name: node.get("ZONE", "") for name, node in nodes.items()})
     entry["NODES"] = nodes
     entry["TOPOLOGY"] = topology
 
@@ -161,15 +160,13 @@ def _adopt(alias: str, entry: dict[str, Any], original: Topology) -> Topology:
         return alias + node.removeprefix(original.alias)
 
     def renamed(cluster: ClusterTopology) -> ClusterTopology:
-        return dataclasses.replace(
-            cluster,
+        return cluster._replace(
             name=rename(cluster.name),
             primary=rename(cluster.primary),
             replicas=tuple(map(rename, cluster.replicas)),
         )
 
-    topology = dataclasses.replace(
-        original,
+    topology = original._replace(
         alias=alias,
         home=renamed(original.home),
         shards=FrozenDict({n: renamed(c) for n, c in original.shards.items()}),
@@ -180,14 +177,14 @@ def _adopt(alias: str, entry: dict[str, Any], original: Topology) -> Topology:
     return topology
 
 
-@dataclass
 class _Reading:
     """One pass over an entry; collects nodes and mistakes."""
 
-    alias: str
-    entry: Mapping[str, Any]
-    mistakes: Mistakes
-    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    def __init__(
+        self, alias: str, entry: Mapping[str, Any], mistakes: Mistakes
+    ) -> None:
+        self.alias, self.entry, self.mistakes = alias, entry, mistakes
+        self.nodes: dict[str, dict[str, Any]] = {}
 
     def read(self) -> Topology | None:
         """The topology, or None when a mistake leaves no whole one."""
@@ -225,6 +222,7 @@ class _Reading:
             gather_own=options.gather_own,
             commit=options.commit,
             policy=options.policy,
+            consistency=options.consistency,
         )
 
     def _cluster(

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dbfleet.errors import CATALOGUE, ConfigurationError
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
+class Mistake(NamedTuple):
     """One mistake: its code, the setting or node it is in, and what to do."""
 
     code: str
     where: str
     text: str
-
-    def __post_init__(self) -> None:
-        assert self.code in CATALOGUE, self.code
 
     def __str__(self) -> str:
         return f"{self.where}: {self.text}"
@@ -32,6 +28,7 @@ class Mistakes(list[Mistake]):
     """A growing list of mistakes."""
 
     def add(self, code: str, where: str, text: str) -> None:
+        assert code in CATALOGUE, code
         self.append(Mistake(code, where, text))
 
     def add_error(self, where: str, error: ConfigurationError) -> None:

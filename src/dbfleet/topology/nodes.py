@@ -9,7 +9,8 @@ A value that a node does not give itself comes from, first found wins:
 2. its cluster's primary, for a replica; the home primary, for a shard's primary;
 3. Django's default.
 
-``OPTIONS`` and ``TEST`` given by a node are merged over those of the entry. A URL
+``OPTIONS`` and ``TEST`` given by a node are merged over those of the entry. ``ZONE``
+is never a primary's to give. A URL
 says a whole address: HOST and PORT that it leaves out are the driver's defaults,
 and a user without a password has none. A callable ``URL`` is inherited by nodes
 that do not give an ``ENGINE``.
@@ -51,7 +52,9 @@ TEST_DEFAULTS: dict[str, Any] = {
     "MIRROR": None,
     "NAME": None,
 }
-NODE_KEYS = frozenset([*DEFAULTS, "ENGINE", "DISABLE_SERVER_SIDE_CURSORS", "URL"])
+NODE_KEYS = frozenset(
+    [*DEFAULTS, "ENGINE", "DISABLE_SERVER_SIDE_CURSORS", "URL", "ZONE"]
+)
 
 # Options that name the database in another way than NAME does.
 _NAMING_OPTIONS = frozenset(
@@ -88,6 +91,7 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "TEST": _is_dict,
     "TIME_ZONE": ("text or None", lambda v: v is None or isinstance(v, str)),
     "USER": _is_text,
+    "ZONE": ("text, e.g. 'eu-1a'", lambda v: isinstance(v, str) and v != ""),
 }
 
 
@@ -204,6 +208,8 @@ def complete(
 ) -> dict[str, Any]:
     """A node's complete dict out of its own keys, its entry's and its base's."""
     node = {**DEFAULTS, **base, **entry, **own}
+    if not ("ZONE" in entry or "ZONE" in own):
+        node.pop("ZONE", None)  # where the primary stands says nothing of others
     if "OPTIONS" in own or "OPTIONS" not in base:
         node.update(_merged(entry, own))
     else:

@@ -7,10 +7,10 @@ nobody relies on something that does nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dbfleet.errors import ConfigurationError
+from dbfleet.levels import Level, read_level
 from dbfleet.policies import Policy, read_policy
 from dbfleet.topology.mistakes import Mistakes, unknown_name
 from dbfleet.topology.snapshot import (
@@ -22,12 +22,11 @@ from dbfleet.topology.snapshot import (
 )
 
 #: Options of an alias as a whole, apart from ``POLICY``, which a shard has too.
-OPTION_KEYS = frozenset(["READ_ONLY", "SLOTS", "GATHER", "COMMIT"])
+OPTION_KEYS = frozenset(["READ_ONLY", "SLOTS", "GATHER", "COMMIT", "CONSISTENCY"])
 _OF_SHARDS = ("SLOTS", "GATHER", "COMMIT")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """The options as read; a wrong one keeps its default."""
 
     read_only: bool = False
@@ -36,6 +35,7 @@ class Options:
     gather: GatherLimits = DEFAULT_LIMITS
     gather_own: frozenset[str] = frozenset()
     commit: CommitMode = "two_phase"
+    consistency: Level | None = None
 
 
 def read_options(alias: str, entry: Mapping[str, Any], mistakes: Mistakes) -> Options:
@@ -68,6 +68,11 @@ def read_options(alias: str, entry: Mapping[str, Any], mistakes: Mistakes) -> Op
         read["policy"] = read_policy(entry.get("POLICY"))
     except ConfigurationError as error:
         mistakes.add_error(alias, error)
+    if entry.get("CONSISTENCY") is not None:
+        try:
+            read["consistency"] = read_level(entry["CONSISTENCY"])
+        except ConfigurationError as error:
+            mistakes.add_error(alias, error)
     own = read_limits(alias, entry.get("GATHER", {}), mistakes)
     read["gather"] = GatherLimits(**own)
     read["gather_own"] = frozenset(own)
@@ -91,6 +96,14 @@ def read_limits(where: str, given: object, mistakes: Mistakes) -> dict[str, int]
         else:
             limits[key.lower()] = value
     return limits
+
+
+def read_zone(where: str, given: object, mistakes: Mistakes) -> str:
+    """A process's own zone as ``DBFLEET["ZONE"]`` gives it; empty when it is wrong."""
+    if isinstance(given, str) and given:
+        return given
+    mistakes.add("E004", where, f"must be text, e.g. 'eu-1a', not {given!r}")
+    return ""
 
 
 def is_positive(value: object) -> bool:

@@ -8,9 +8,9 @@ where they live, in ``settings_dict["NODES"][name]``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from dbfleet.levels import Level
 from dbfleet.policies import Policy
 from dbfleet.topology.values import FrozenDict
 
@@ -20,8 +20,7 @@ COMMIT_MODES: tuple[CommitMode, ...] = ("two_phase", "best_effort")
 DEFAULT_SLOTS = 5040
 
 
-@dataclass(frozen=True, slots=True)
-class GatherLimits:
+class GatherLimits(NamedTuple):
     """What one gather may hold; past ``inline_rows`` it uses temporary tables."""
 
     max_rows: int = 100_000
@@ -31,14 +30,13 @@ class GatherLimits:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """The settings' names: ``MAX_ROWS``, ``MAX_BYTES``, ``INLINE_ROWS``."""
-        return tuple(limit.name.upper() for limit in fields(cls))
+        return tuple(limit.upper() for limit in cls._fields)
 
 
 DEFAULT_LIMITS = GatherLimits()
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterTopology:
+class ClusterTopology(NamedTuple):
     """A primary and its replicas, by node name."""
 
     name: str
@@ -53,15 +51,14 @@ class ClusterTopology:
         return (self.primary, *self.replicas)
 
 
-@dataclass(frozen=True, slots=True)
-class Topology:
+class Topology(NamedTuple):
     """All that is declared about one alias, except connection settings."""
 
     alias: str
     #: The vendor engine of every node, a dotted path as in Django's ``ENGINE``.
     engine: str
     home: ClusterTopology
-    shards: Mapping[str, ClusterTopology] = field(default_factory=FrozenDict)
+    shards: Mapping[str, ClusterTopology] = FrozenDict()
     read_only: bool = False
     slots: int = DEFAULT_SLOTS
     gather: GatherLimits = DEFAULT_LIMITS
@@ -69,6 +66,8 @@ class Topology:
     gather_own: frozenset[str] = frozenset()
     commit: CommitMode = "two_phase"
     policy: Policy | None = None
+    #: How old answers may be; None leaves it to ``DBFLEET["CONSISTENCY"]``.
+    consistency: Level | None = None
 
     @property
     def is_sharded(self) -> bool:

@@ -38,6 +38,7 @@ _QUERY_SETTINGS = (
     "DISABLE_SERVER_SIDE_CURSORS",
     "ENGINE",
     "TIME_ZONE",
+    "ZONE",
 )
 
 _HOST = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>\d*))?")
@@ -110,7 +111,9 @@ def _lift_settings(parsed: dict[str, Any]) -> None:
         key = name.upper()
         if key in _QUERY_SETTINGS:
             value = options.pop(name)
-            parsed[key] = None if value in ("None", "none") else value
+            value = None if value in ("None", "none") else value
+            # dj-database-url makes numbers of digits.
+            parsed[key] = str(value) if key == "ZONE" and value is not None else value
     if not options:
         parsed.pop("OPTIONS", None)
 

@@ -15,13 +15,14 @@ import contextlib
 import datetime
 import itertools
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
+from django.db.backends.utils import debug_transaction
 from django.db.utils import Error
 
-from dbfleet import sessions
 from dbfleet.errors import (
     CommitPending,
     CommitUnknown,
@@ -33,6 +34,9 @@ from dbfleet.errors import (
 )
 from dbfleet.executor.failures import reason_of
 from dbfleet.observe import events
+
+if TYPE_CHECKING:
+    from dbfleet.engines import Engine
 
 HOME = "home"
 
@@ -59,7 +63,6 @@ class FleetTransaction:
 
     def __init__(self, wrapper: Any) -> None:
         self.wrapper = wrapper
-        self.engine = wrapper.engine
         self.enlisted: dict[str, Participant] = {}
         self.savepoints: list[str] = []
         self.home_wrote = False
@@ -68,6 +71,10 @@ class FleetTransaction:
         self._home_begun = False
         self._id = ""
         self._internal_count = 0
+
+    @cached_property
+    def engine(self) -> Engine:
+        return self.wrapper.engine  # type: ignore[no-any-return]
 
     # -- state ------------------------------------------------------------------
 
@@ -250,11 +257,11 @@ class FleetTransaction:
         nothing is repeated.
         """
         writers = [part for part in self.enlisted.values() if part.wrote]
-        self._note_writes(writers)  # also for a commit that is lost: it may be there
         try:
             for part in writers:
                 if self._has_ended(part):
                     raise self._ended(part)
+            commit_home = partial(self._tell, commit_home)
             if not writers:
                 self._commit_alone(commit_home)
             elif len(writers) + self.home_wrote == 1:
@@ -265,9 +272,27 @@ class FleetTransaction:
             else:
                 self._commit_in_order(writers, commit_home)
         except BaseException:
+            self._saw(writers)  # a commit that was lost may be there
+            self.wrapper.nodes.saw(HOME)
             self.rollback()  # whatever is still enlisted
             raise
+        self._saw(writers)
         self._finish()
+
+    def _tell(self, commit_home: Callable[[], Any]) -> None:
+        """Commit home; the session learns at which position, if the commit's own
+        message tells it."""
+        wrapper, position = self.wrapper, None
+        if wrapper.topology.home.replicas and self.engine.tells_commit(wrapper):
+            with debug_transaction(wrapper, "COMMIT"), wrapper.wrap_database_errors:
+                position = self.engine.commit_at(wrapper)
+        else:
+            commit_home()
+        wrapper.nodes.saw(HOME, position)
+
+    def _saw(self, parts: Iterable[Participant]) -> None:
+        for part in parts:
+            self.wrapper.nodes.saw(part.cluster)
 
     def _commit_alone(self, commit_home: Callable[[], Any]) -> None:
         try:
@@ -447,6 +472,7 @@ class FleetTransaction:
     def rollback(self) -> None:
         """Roll back every enlisted node; a node that cannot is disconnected, and
         its server rolls back."""
+        self._saw(self.enlisted.values())
         for part in list(self.enlisted.values()):
             self._end(part, self.engine.rollback)
         self.enlisted.clear()
@@ -468,13 +494,6 @@ class FleetTransaction:
         self.enlisted.clear()
         self.is_internal = self._home_begun = False
         self._finish()
-
-    def _note_writes(self, writers: list[Participant]) -> None:
-        alias = self.wrapper.topology.alias
-        if self.home_wrote:
-            sessions.wrote(f"{alias}/{HOME}")
-        for part in writers:
-            sessions.wrote(f"{alias}/{part.cluster}")
 
     def _finish(self) -> None:
         for part in list(self.enlisted.values()):  # nodes that only read

@@ -1,0 +1,217 @@
+"""PostgreSQL's positions: timelines and LSNs, in the messages of reads and commits.
+
+Sources: PostgreSQL manual, "System Administration Functions" (recovery control),
+"Message Flow" (a simple query with several statements), "Timelines"; the timeline
+history file is written by ``writeTimeLineHistory`` (``src/backend/access/transam``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from django.db.utils import Error
+
+from dbfleet.engines.base import Engine, GatheredRows, Position, Verdict
+
+_INTRANS, _INERROR = 2, 3
+
+#: after COMMIT, in a statement of its own: never before the commit's own record
+_INSERTED = "SELECT pg_current_wal_insert_lsn()"
+#: what never changes while a connection to a primary lives, asked along once
+_ORIGIN = (
+    ", pg_walfile_name(pg_current_wal_insert_lsn()), "
+    "(SELECT system_identifier FROM pg_control_system())"
+)
+_APPLIED = "SELECT pg_last_wal_replay_lsn(), (pg_stat_get_wal_receiver()).received_tli"
+_PREPARED = "dbfleet_applied"
+
+#: (system, timeline) -> for each timeline before it, where it was left
+_forks: dict[tuple[str, int], dict[int, int]] = {}
+
+
+class WalPositions(Engine):
+    """Where a PostgreSQL server is in its log."""
+
+    tracks_positions: ClassVar[bool] = True
+
+    # -- comparing --------------------------------------------------------------
+
+    def compare(self, have: Position, want: Position) -> Verdict:
+        if have.timeline is None or have.value < want.value:
+            return Verdict.BEHIND
+        assert want.timeline is not None
+        if have.timeline == want.timeline:
+            return Verdict.COVERED
+        if have.timeline < want.timeline:
+            return Verdict.BEHIND
+        forks = _forks.get((want.system, have.timeline))
+        if forks is None:
+            return Verdict.UNKNOWN
+        left_at = forks.get(want.timeline)
+        if left_at is None or want.value > left_at:
+            return Verdict.LOST
+        return Verdict.COVERED
+
+    def merge(
+        self, floors: tuple[Position, ...], more: Iterable[Position]
+    ) -> tuple[Position, ...]:
+        found = {(one.system, one.timeline): one for one in floors}
+        for one in more:
+            place = (one.system, one.timeline)
+            known = found.get(place)
+            if known is None or known.value < one.value:
+                found[place] = one
+        return tuple(found.values())
+
+    def learn_history(self, primary: Any, have: Position) -> None:
+        known = self.position(primary)
+        if known is None or have.timeline is None:
+            return
+        name = f"pg_wal/{have.timeline:08X}.history"
+        rows = self.fetch(primary, "SELECT pg_read_file(%s, true)", [name])
+        forks: dict[int, int] = {}
+        for line in (rows[0][0] or "").splitlines():
+            parts = line.split()
+            if len(parts) >= 2 and parts[0].isdigit():
+                forks[int(parts[0])] = _number(parts[1])
+        if forks:
+            _forks[known.system, have.timeline] = forks
+
+    def dump(self, position: Position) -> str:
+        return f"{position.system}.{position.timeline:x}.{position.value:x}"
+
+    def load(self, text: str) -> Position:
+        system, timeline, value = text.split(".")
+        if not system.isdigit():
+            raise ValueError(text)
+        return Position(int(value, 16), int(timeline, 16), system)
+
+    def is_recovery_conflict(self, error: BaseException) -> bool:
+        # ERRCODE_T_R_SERIALIZATION_FAILURE, or _DEADLOCK for a buffer pin; a single
+        # read of ours gets neither otherwise.
+        return getattr(error.__cause__, "sqlstate", None) in {"40001", "40P01"}
+
+    # -- asking -----------------------------------------------------------------
+
+    def position(self, primary: Any) -> Position | None:
+        rows = self.fetch(primary, _inserted(primary))
+        return _position(primary, rows[0])
+
+    def applied(self, replica: Any) -> Position | None:
+        lsn, timeline = self.fetch(replica, _APPLIED)[0]
+        return None if lsn is None else Position(_number(lsn), timeline)
+
+    # -- in the message of a statement --------------------------------------------
+
+    def timeline(self, primary: Any) -> int:
+        primary.ensure_connection()
+        if not hasattr(primary.connection, "dbfleet_origin"):
+            self.position(primary)
+        origin = getattr(primary.connection, "dbfleet_origin", (0, ""))
+        return int(origin[0])
+
+    def prepare_guard(self, replica: Any) -> None:
+        # Planned once. Behind a transaction pooler a statement that was prepared is
+        # another connection's; projects there switch server-side cursors off.
+        is_pooled = replica.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
+        has_one = hasattr(replica.connection, "dbfleet_guard")
+        if is_pooled or has_one or not _is_psycopg3(replica.connection):
+            return
+        self.run(replica, f"PREPARE {_PREPARED} AS {_APPLIED}").close()
+        replica.connection.dbfleet_guard = f"EXECUTE {_PREPARED}"
+
+    def read_at(self, node: Any, cursor: Any, sql: str, params: Any) -> Position | None:
+        if not _takes_several(cursor):
+            return super().read_at(node, cursor, sql, params)
+        guard = getattr(node.connection, "dbfleet_guard", _APPLIED)
+        _execute(cursor, f"{guard};\n{sql}", params)
+        lsn, timeline = cursor.fetchone()
+        cursor.nextset()
+        return None if lsn is None else Position(_number(lsn), timeline)
+
+    def write_at(
+        self, node: Any, cursor: Any, sql: str, params: Any
+    ) -> tuple[GatheredRows | None, Position | None]:
+        if not _takes_several(cursor):
+            return super().write_at(node, cursor, sql, params)
+        try:
+            _execute(cursor, f"BEGIN;\n{sql}\n;COMMIT;\n{_inserted(node)}", params)
+        except node.Database.Error:
+            _leave_failed(node.connection)
+            raise
+        cursor.nextset()
+        rows = [] if cursor.description is None else cursor.fetchall()
+        held = GatheredRows(rows, cursor.description, cursor.rowcount)
+        cursor.nextset()
+        cursor.nextset()
+        return held, _position(node, cursor.fetchone())
+
+    def tells_commit(self, node: Any) -> bool:
+        connection = node.connection
+        return (
+            connection is not None
+            and _is_psycopg3(connection)
+            and connection.info.transaction_status == _INTRANS
+        )
+
+    def commit_at(self, node: Any) -> Position | None:
+        cursor = node.connection.cursor()
+        cursor.execute(f"COMMIT;\n{_inserted(node)}")
+        if cursor.statusmessage != "COMMIT":
+            return None
+        cursor.nextset()
+        found = _position(node, cursor.fetchone())
+        cursor.close()
+        return found
+
+
+def _inserted(node: Any) -> str:
+    has_origin = hasattr(node.connection, "dbfleet_origin")
+    return _INSERTED if has_origin else _INSERTED + _ORIGIN
+
+
+def _position(node: Any, row: Any) -> Position:
+    if len(row) > 1:
+        # A timeline ends with the server process that writes it, so with this.
+        with contextlib.suppress(AttributeError):
+            node.connection.dbfleet_origin = (int(row[1][:8], 16), str(row[2]))
+        return Position(_number(row[0]), int(row[1][:8], 16), str(row[2]))
+    timeline, system = node.connection.dbfleet_origin
+    return Position(_number(row[0]), timeline, system)
+
+
+def _number(lsn: str) -> int:
+    high, low = lsn.split("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def _takes_several(cursor: Any) -> bool:
+    """Whether a driver's cursor sends several statements with parameters at once."""
+    return "ClientCursorMixin" in _bases(cursor.__class__)
+
+
+def _is_psycopg3(connection: Any) -> bool:
+    return "psycopg.Connection" in _bases(connection.__class__)
+
+
+@lru_cache(maxsize=64)
+def _bases(kind: Any) -> frozenset[str]:
+    names = {one.__name__ for one in kind.__mro__}
+    return frozenset(names | {f"{o.__module__}.{o.__name__}" for o in kind.__mro__})
+
+
+def _execute(cursor: Any, sql: str, params: Any) -> None:
+    if params is None:
+        cursor.execute(sql)
+    else:
+        cursor.execute(sql, params)
+
+
+def _leave_failed(connection: Any) -> None:
+    """End the block that a failed statement left open."""
+    with contextlib.suppress(Error, Exception):
+        if connection.info.transaction_status in (_INTRANS, _INERROR):
+            connection.rollback()

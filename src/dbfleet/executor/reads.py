@@ -1,0 +1,178 @@
+"""The cursor of a read: finds its node when it is executed, below Django's log.
+
+Guards two invariants: rows are handed out only once the node that sent them has proved
+what the session demands; and a read is repeated elsewhere only while no row of it was
+handed out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from django.db.utils import Error
+
+from dbfleet import conf
+from dbfleet.errors import ReadInterrupted
+from dbfleet.executor.failures import reason_of
+from dbfleet.executor.replicas import Choice, Replicas
+from dbfleet.observe import events
+
+if TYPE_CHECKING:
+    from dbfleet.levels import Level
+    from dbfleet.policies import Policy
+
+
+class ReadCursor:
+    """Stands where a driver's cursor would, for one statement after another.
+
+    ``open_cursor`` opens the driver's cursor on a node; ``as_write`` gives the primary
+    to a statement that turned out to write.
+    """
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        place: tuple[str, Policy, Level],
+        open_cursor: Callable[[Any], Any],
+        as_write: Callable[[], Any],
+    ) -> None:
+        self._replicas = replicas
+        self._place = place
+        self._open, self._as_write = open_cursor, as_write
+        self.inner: Any = None
+
+    def execute(self, sql: Any, params: Any = None) -> Any:
+        """Execute on the first node that can answer; each is tried once."""
+        self._drop()
+        own = self._replicas.usual(*self._place)
+        if own is not None and self._has_answered(own, sql, params):
+            return self
+        for choice in self._replicas.choices(*self._place, own, self._is_behind):
+            if self._has_answered(choice, sql, params):
+                self._replicas.served(*self._place, choice)
+                break
+        self._ends_at = None
+        return self
+
+    #: the node that was tried last proved to be too old
+    _is_behind = False
+    #: when waiting for replicas ends, for all of them together
+    _ends_at: float | None = None
+
+    def _has_answered(self, choice: Choice, sql: Any, params: Any) -> bool:
+        try:
+            if not choice.wants:
+                self._send(choice.node, sql, params)
+                return True
+            if self._is_proved(choice, sql, params):
+                return True
+            self._is_behind = True
+            if self._replicas.waited(self._place[0], choice, self._left_s()):
+                self._send(choice.node, sql, params)
+                return True
+        except Error as error:
+            self._is_behind = False
+            if not self._replicas.nodes.is_replaceable(choice.node, error):
+                raise
+            if self._replicas.engine.is_read_only_error(error):
+                # The query writes, after all: the primary has to run it.
+                self._send(self._as_write(), sql, params)
+                return True
+        return False
+
+    def _left_s(self) -> float:
+        now = time.monotonic()
+        if self._ends_at is None:
+            self._ends_at = now + conf.settings().wait_timeout_s
+        return self._ends_at - now
+
+    def _send(self, node: Any, sql: Any, params: Any) -> None:
+        with node.wrap_database_errors:
+            self.inner = inner = self._open(node)
+            if params is None:
+                inner.execute(sql)
+            else:
+                inner.execute(sql, params)
+
+    def _is_proved(self, choice: Choice, sql: Any, params: Any) -> bool:
+        node = choice.node
+        with node.wrap_database_errors:
+            self.inner = self._open(node)
+            have = self._replicas.engine.read_at(node, self.inner, str(sql), params)
+        return self._replicas.is_proved(self._place[0], choice, have)
+
+    def _drop(self) -> None:
+        if self.inner is not None:
+            self.inner.close()
+            self.inner = None
+
+    def executemany(self, sql: Any, param_list: Any) -> Any:
+        """Not a read: on the primary."""
+        self._drop()
+        node = self._as_write()
+        with node.wrap_database_errors:
+            self.inner = self._open(node)
+            return self.inner.executemany(sql, param_list)
+
+    def close(self) -> None:
+        if self.inner is not None:
+            self.inner.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["inner"], name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.inner)
+
+
+class StreamCursor(ReadCursor):
+    """A read whose rows the server keeps and sends in portions."""
+
+    _sent: tuple[Any, Any] = ("", None)
+    _rows = 0
+
+    def execute(self, sql: Any, params: Any = None) -> Any:
+        self._sent, self._rows = (sql, params), 0
+        return super().execute(sql, params)
+
+    def fetchmany(self, size: int | None = None) -> Any:
+        """The next rows; the first ones may come from another node."""
+        left = 1 + len(self._replicas.nodes.clusters[self._place[0]].replicas)
+        while True:
+            left -= 1
+            try:
+                with self._node.wrap_database_errors:
+                    rows = self.inner.fetchmany(*([size] if size else []))
+            except Error as error:
+                self._begin_again(error, is_last=not left)
+                continue
+            self._rows += len(rows)
+            return rows
+
+    def _begin_again(self, error: Error, *, is_last: bool) -> None:
+        name = self._node.alias
+        if not self._replicas.nodes.is_replaceable(self._node, error):
+            raise error
+        if self._rows or is_last:
+            raise ReadInterrupted(
+                "E208",
+                f"{name} was lost after {self._rows} rows of a read "
+                f"({reason_of(error)}); the rest cannot be had from another server "
+                "without repeating or skipping rows. Go on after the last row that "
+                "was handled, by a filter on an ordered unique column",
+            ) from error
+        events.emit("read_repeated", node=name)
+        self._drop()
+        super().execute(*self._sent)
+
+    _node: Any = None
+
+    def _send(self, node: Any, sql: Any, params: Any) -> None:
+        self._node = node
+        super()._send(node, sql, params)
+
+    def _is_proved(self, choice: Choice, sql: Any, params: Any) -> bool:
+        self._node = choice.node
+        return super()._is_proved(choice, sql, params)

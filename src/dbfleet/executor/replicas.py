@@ -1,0 +1,271 @@
+"""Which server of a cluster serves a session's next read.
+
+Guards one invariant: at level "session" a replica is offered only together with the
+positions it still has to prove, and another replica than the session's own only once
+everything the session saw is among them. Costs no round trip for a session that stays
+on its replica.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dbfleet import sessions
+from dbfleet.errors import NodeUnavailable, WriteLost
+from dbfleet.executor.failures import CONNECTION_ERRORS
+from dbfleet.health import breaker
+from dbfleet.levels import SESSION, Level
+from dbfleet.observe import events
+from dbfleet.sessions import PRIMARY, ClusterState, applied, lag
+
+if TYPE_CHECKING:
+    from dbfleet.engines import Position
+    from dbfleet.executor.nodes import NodeSet
+    from dbfleet.policies import Policy
+
+#: how long a session stays on its replica, and on the primary for want of one
+STAYS_S = 10.0
+STAYS_ON_PRIMARY_S = 0.1
+#: after a wait in vain a replica is not waited for again
+UNWAITED_S = 1.0
+
+#: node -> until when (monotonic) it is not worth waiting for
+_unwaited: dict[str, float] = {}
+
+
+class Choice(NamedTuple):
+    """A node, and what it has to have applied for its answer to count."""
+
+    node: Any
+    #: a replica's name; None on the primary
+    name: str | None
+    wants: tuple[Position, ...] = ()
+
+
+class Replicas:
+    """Offers the nodes of one alias wrapper's clusters for reading."""
+
+    def __init__(self, nodes: NodeSet) -> None:
+        self.nodes = nodes
+        self.engine = nodes.engine
+
+    def usual(self, cluster: str, policy: Policy, level: Level) -> Choice | None:
+        """The session's own replica, if nothing has to be decided or learned."""
+        if level is not SESSION:
+            return None
+        session = sessions.peek()
+        state = session.clusters.get(self.nodes.keys[cluster]) if session else None
+        if (
+            state is None
+            or state.is_unknown
+            or state.policy is not policy
+            or not state.node
+            or time.monotonic() >= state.stays_until
+        ):
+            return None
+        return self._offered(cluster, state, state.node)
+
+    def choices(
+        self,
+        cluster: str,
+        policy: Policy,
+        level: Level,
+        tried: Choice | None,
+        is_behind: bool,
+    ) -> Iterator[Choice]:
+        """Nodes to try in turn, but for one that was; the last is the primary.
+
+        ``is_behind`` says that the one that was tried lacks what is demanded.
+
+        Round trips before the first: none, or one to the primary where the session
+        has to learn its position. Raises NodeUnavailable if only the primary could
+        tell and it cannot be reached.
+        """
+        declared = self.nodes.clusters[cluster]
+        if declared.replicas and level.name != "strong":
+            if level is SESSION:
+                name = tried.name if tried is not None else None
+                yield from self._for_session(cluster, policy, name, is_behind)
+            else:
+                yield from self._stateless(cluster, policy, level)
+        yield self._on_primary(cluster, level)
+
+    def _stateless(
+        self, cluster: str, policy: Policy, level: Level
+    ) -> Iterator[Choice]:
+        declared = self.nodes.clusters[cluster]
+        for name in self._ordered(declared.replicas, policy):
+            node = self.nodes.usable_replica(declared, name)
+            if node is None:
+                continue
+            if level.max_lag_s is None or self._lags_less(cluster, node, name, level):
+                yield Choice(node, name)
+
+    def _on_primary(self, cluster: str, level: Level) -> Choice:
+        """The primary; the session has then seen a position it was not told."""
+        node = self.nodes.primary(cluster)
+        has_replicas = bool(self.nodes.clusters[cluster].replicas)
+        if has_replicas and level.name in ("session", "strong"):
+            key = self.nodes.keys[cluster]
+            session = sessions.current()
+            session.saw_unknown(key)
+            self._refuse_lost(cluster, session.of(key), node)
+        return Choice(node, None)
+
+    # -- level "session" ----------------------------------------------------------
+
+    def _for_session(
+        self, cluster: str, policy: Policy, tried: str | None, is_behind: bool
+    ) -> Iterator[Choice]:
+        key, declared = self.nodes.keys[cluster], self.nodes.clusters[cluster]
+        state = sessions.current().of(key)
+        if state.node == PRIMARY and time.monotonic() < state.stays_until:
+            return
+        for name in self._ordered(declared.replicas, policy):
+            if name == tried:
+                continue
+            if state.node not in (None, PRIMARY, name) and not is_behind:
+                # What the session saw there is not known. A replica that is behind
+                # showed less than what is demanded.
+                sessions.current().saw_unknown(key)
+            self._learn_floor(cluster, state)
+            choice = self._offered(cluster, state, name)
+            if choice is not None:
+                yield choice
+
+    def served(
+        self, cluster: str, policy: Policy, level: Level, choice: Choice
+    ) -> None:
+        """A node has answered: at level "session" the session stays there."""
+        if level is not SESSION or not self.nodes.clusters[cluster].replicas:
+            return
+        session, now = sessions.current(), time.monotonic()
+        state = session.of(self.nodes.keys[cluster])
+        if choice.name is not None:
+            state.node, state.policy = choice.name, policy
+            state.stays_until = now + STAYS_S
+        elif state.node != PRIMARY or now >= state.stays_until:
+            state.node, state.stays_until = PRIMARY, now + STAYS_ON_PRIMARY_S
+
+    def _offered(self, cluster: str, state: ClusterState, name: str) -> Choice | None:
+        if breaker.is_open(name):
+            return None
+        node = self.nodes.usable_replica(self.nodes.clusters[cluster], name)
+        if node is None:
+            return None
+        if not state.floors:
+            return Choice(node, name)
+        known = applied.of(name)
+        wants = tuple(
+            one for one in state.floors if not self.engine.covers(known, (one,))
+        )
+        return Choice(node, name, wants)
+
+    def _learn_floor(self, cluster: str, state: ClusterState) -> None:
+        """Ask the primary for the position that the session may have seen."""
+        if not state.is_unknown:
+            return
+        unknowns = state.unknowns
+        session, key = sessions.current(), self.nodes.keys[cluster]
+        position = self.engine.position(self.nodes.primary(cluster))
+        if position is None:
+            raise NodeUnavailable(
+                "E204",
+                f"the primary of {key} does not tell its position, so no replica can "
+                "be proved to have what this session saw; its log has to be on "
+                "(log_bin), or read at level 'strong' or 'eventual'",
+            )
+        session.demand(key, [position], self.engine.merge)
+        session.learned(state, unknowns)
+
+    def _ordered(self, names: Sequence[str], policy: Policy) -> Sequence[str]:
+        return [n for n in policy.order(names) if not breaker.is_open(n)]
+
+    # -- what an answer proved ------------------------------------------------------
+
+    def is_proved(self, cluster: str, choice: Choice, have: Position | None) -> bool:
+        """Whether a replica that had applied ``have`` may answer; no round trip but
+        after a promotion. Raises WriteLost."""
+        if have is None or choice.name is None:
+            return have is not None
+        applied.learn(self.engine, choice.name, have)
+        return self._judge(cluster, choice.wants, have)
+
+    def _judge(self, cluster: str, wants: tuple[Position, ...], have: Position) -> bool:
+        is_proved = True
+        for want in wants:
+            verdict = self.engine.compare(have, want).value
+            if verdict == "unknown":
+                self.engine.learn_history(self.nodes.primary(cluster), have)
+                verdict = self.engine.compare(have, want).value
+            if verdict in ("lost", "unknown"):
+                self._report_lost(cluster, want, have, is_sure=verdict == "lost")
+            is_proved = is_proved and verdict == "covered"
+        return is_proved
+
+    def _report_lost(
+        self, cluster: str, want: Position, have: Position, *, is_sure: bool
+    ) -> None:
+        key = self.nodes.keys[cluster]
+        sessions.current().drop(key, want)
+        events.emit("write_lost", cluster=key)
+        what = "is not in" if is_sure else "cannot be found in"
+        raise WriteLost(
+            "E207",
+            f"a write of this session to {key} (position {self.engine.dump(want)}) "
+            f"{what} the history of the server that was promoted since (timeline "
+            f"{have.timeline}): it was acknowledged by the old primary and lost with "
+            "it. Read again what matters and write it again if it is missing; this "
+            "is said once",
+        )
+
+    def _refuse_lost(self, cluster: str, state: ClusterState, primary: Any) -> None:
+        """A promoted primary may lack what the one before it acknowledged."""
+        if not state.floors:
+            return
+        now = self.engine.timeline(primary)
+        earlier = tuple(w for w in state.floors if w.timeline and w.timeline < now)
+        if earlier:
+            have = self.engine.position(primary)
+            if have is not None:
+                self._judge(cluster, earlier, have)
+
+    # -- waiting ----------------------------------------------------------------------
+
+    def waited(self, cluster: str, choice: Choice, timeout_s: float) -> bool:
+        """Whether a replica that was behind has caught up within the time."""
+        name = choice.name
+        assert name is not None
+        if timeout_s <= 0 or time.monotonic() < _unwaited.get(name, 0.0):
+            return False
+        try:
+            have = self.engine.wait(choice.node, choice.wants, timeout_s)
+        except CONNECTION_ERRORS as error:
+            self.nodes.failed(name, error)
+            return False
+        if self.is_proved(cluster, choice, have):
+            return True
+        _unwaited[name] = time.monotonic() + UNWAITED_S
+        return False
+
+    # -- level "bounded" -----------------------------------------------------------
+
+    def _lags_less(self, cluster: str, node: Any, name: str, level: Level) -> bool:
+        assert level.max_lag_s is not None
+        key = self.nodes.keys[cluster]
+        try:
+            found = lag.bound_s(
+                self.engine,
+                key,
+                name,
+                level.max_lag_s,
+                ask_primary=lambda: self.engine.position(self.nodes.primary(cluster)),
+                ask_replica=lambda: self.engine.applied(node),
+            )
+        except CONNECTION_ERRORS as error:
+            if self.engine.is_lost(node):
+                self.nodes.failed(name, error)
+            return False
+        return found is not None and found <= level.max_lag_s

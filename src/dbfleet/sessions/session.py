@@ -1,0 +1,109 @@
+"""What one session demands of each cluster's replicas.
+
+Guards one invariant: a demand is only ever raised. Reads and writes of several tasks
+and threads may share a session; what one of them learns never takes back what another
+has added.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # engines are for projects with a fleet
+    from dbfleet.engines import Position
+
+    Floors = tuple[Position, ...]
+
+#: the name of the place that a session reads from when no replica can serve it
+PRIMARY = ""
+
+
+class ClusterState:
+    """One session's view of one cluster."""
+
+    __slots__ = ("floors", "is_unknown", "node", "policy", "stays_until", "unknowns")
+
+    def __init__(self) -> None:
+        #: what a replica must have applied, at most one for each timeline
+        self.floors: Floors = ()
+        #: the session saw the primary at a position that nobody has asked for
+        self.is_unknown = False
+        #: counts how often that came about
+        self.unknowns = 0
+        #: where it reads: a replica's name, :data:`PRIMARY`, or None before the first
+        self.node: str | None = None
+        #: the policy that chose it, and until when it is kept (monotonic seconds)
+        self.policy: Any = None
+        self.stays_until = 0.0
+
+    def copy(self) -> ClusterState:
+        found = ClusterState()
+        for name in self.__slots__:
+            setattr(found, name, getattr(self, name))
+        return found
+
+    def is_blank(self) -> bool:
+        """Whether nothing is demanded."""
+        return not self.floors and not self.is_unknown
+
+
+class Session:
+    """The clusters that a session has used, by ``alias/cluster``.
+
+    ``owner`` is the task or thread that a session belongs to where nothing declared
+    one; None for a declared session, which all that copy its context share.
+    """
+
+    __slots__ = ("_lock", "clusters", "owner")
+
+    def __init__(self, owner: Any = None) -> None:
+        self.clusters: dict[str, ClusterState] = {}
+        self.owner = owner
+        self._lock = threading.Lock()
+
+    def of(self, cluster: str) -> ClusterState:
+        """The state of a cluster, made when first asked for."""
+        state = self.clusters.get(cluster)
+        if state is None:
+            with self._lock:
+                state = self.clusters.setdefault(cluster, ClusterState())
+        return state
+
+    def demand(
+        self,
+        cluster: str,
+        positions: Iterable[Position],
+        merge: Callable[[Floors, Iterable[Position]], Floors],
+    ) -> None:
+        """Replicas must have applied these positions, too."""
+        state = self.of(cluster)
+        with self._lock:
+            state.floors = merge(state.floors, positions)
+
+    def saw_unknown(self, cluster: str) -> None:
+        """The session saw the primary at a position that it was not told."""
+        state = self.of(cluster)
+        with self._lock:
+            state.is_unknown = True
+            state.unknowns += 1
+
+    def learned(self, state: ClusterState, unknowns: int) -> None:
+        """The primary's position was asked for and demanded; ``unknowns`` is what the
+        count was before it was asked."""
+        with self._lock:
+            if state.unknowns == unknowns:
+                state.is_unknown = False
+
+    def drop(self, cluster: str, lost: Position) -> None:
+        """Demand a position no longer: its loss was reported."""
+        state = self.of(cluster)
+        with self._lock:
+            state.floors = tuple(one for one in state.floors if one != lost)
+
+    def copy(self, owner: Any) -> Session:
+        found = Session(owner)
+        with self._lock:
+            found.clusters = {k: v.copy() for k, v in self.clusters.items()}
+        return found
