@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import NamedTuple
 
 from dbfleet.errors import ConfigurationError
@@ -45,7 +46,7 @@ def read_level(given: object) -> Level:
         return given
     found = _NAMED.get(given) if isinstance(given, str) else None
     if found is None:
-        raise ConfigurationError(
-            "E004", f"consistency is one of {', '.join(NAMES)}, not {given!r}"
-        )
+        near = difflib.get_close_matches(str(given), _NAMED, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it is {', '.join(NAMES)}"
+        raise ConfigurationError("E004", f"consistency {given!r} is unknown; {hint}")
     return found

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
+from django.conf import settings as django_settings
+
 from dbfleet.errors import ConfigurationError
 
 
@@ -61,22 +63,12 @@ class First(_Placeable):
 
 
 class Random(_Placeable):
-    """A random order. ``rng`` replaces the source of randomness.
-
-    A thread that reads a cluster stays with the replica it drew for ``keep_s``
-    seconds: a server answers a connection it has just served sooner than one it has
-    to wake, and rows read together come from one place. 0 draws for each read.
-    """
+    """A random order. ``rng`` replaces the source of randomness."""
 
     def __init__(
-        self,
-        aliases: Iterable[str] = (),
-        *,
-        keep_s: float = 0.05,
-        rng: random.Random | None = None,
+        self, aliases: Iterable[str] = (), *, rng: random.Random | None = None
     ) -> None:
         super().__init__(aliases)
-        self.keep_s = keep_s
         self._rng = rng
 
     def order(self, candidates: Sequence[str]) -> Sequence[str]:
@@ -169,6 +161,161 @@ class Weighted(_Placeable):
         return f"Weighted({self.weights!r})"
 
 
+class Loads(Protocol):
+    """How busy and how quick nodes are, by name; 0 for a node never asked."""
+
+    def in_flight(self, node: str) -> int:
+        """How many reads were sent and are not answered yet."""
+        ...
+
+    def latency_s(self, node: str) -> float:
+        """The decayed average latency in seconds."""
+        ...
+
+
+class _Unmeasured:
+    def in_flight(self, node: str) -> int:
+        return 0
+
+    def latency_s(self, node: str) -> float:
+        return 0.0
+
+
+_measured: Loads = _Unmeasured()
+
+
+def measured_by(loads: Loads) -> None:
+    """What policies go by that are given no ``loads`` of their own.
+
+    Set by the room that measures, which this one does not know.
+    """
+    global _measured
+    _measured = loads
+
+
+class _Measured(_Placeable):
+    def __init__(
+        self,
+        aliases: Iterable[str] = (),
+        *,
+        rng: random.Random | None = None,
+        loads: Loads | None = None,
+    ) -> None:
+        super().__init__(aliases)
+        self._rng = rng
+        self._loads = loads
+
+    def _shuffled(self, candidates: Sequence[str]) -> list[str]:
+        return (self._rng or random).sample(candidates, len(candidates))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loads": None}  # another process measures itself
+
+
+class LeastConnections(_Measured):
+    """The candidate with the fewest reads of this process in flight first.
+
+    Equals in a random order. ``loads`` replaces what this process measured.
+    """
+
+    def order(self, candidates: Sequence[str]) -> Sequence[str]:
+        if len(candidates) < 2:
+            return candidates
+        return sorted(
+            self._shuffled(candidates), key=(self._loads or _measured).in_flight
+        )
+
+
+class LeastLatency(_Measured):
+    """The better of two random candidates first: a slow one is seldom chosen.
+
+    They are compared by decayed latency x reads in flight, the next one included, as
+    this process measured them (``loads`` replaces that). Two, not all: processes that
+    all chose the quickest would make it the slowest. The others follow at random.
+    """
+
+    #: a node that is tried for the first time, in seconds, as long as it is unanswered
+    _UNKNOWN_S = 1e6
+
+    def order(self, candidates: Sequence[str]) -> Sequence[str]:
+        if len(candidates) < 2:
+            return candidates
+        order = self._shuffled(candidates)
+        if self._cost(order[1]) < self._cost(order[0]):
+            order[0], order[1] = order[1], order[0]
+        return order
+
+    def _cost(self, candidate: str) -> float:
+        loads = self._loads or _measured
+        in_flight = loads.in_flight(candidate)
+        latency_s = loads.latency_s(candidate)
+        if not latency_s and in_flight:
+            latency_s = self._UNKNOWN_S  # one read is enough to learn of it
+        return latency_s * (in_flight + 1)
+
+
+#: node -> its ``ZONE``, for the nodes that have one
+_zones: dict[str, str] = {}
+
+
+def place(zones: Mapping[str, str]) -> None:
+    """Remember the zones of nodes; an empty one is none."""
+    for node, zone in zones.items():
+        if zone:
+            _zones[node] = zone
+        else:
+            _zones.pop(node, None)
+
+
+def zone_of(node: str) -> str:
+    """The zone that settings give a node; empty when they give none."""
+    return _zones.get(node, "")
+
+
+def own_zone() -> str:
+    """Where this process runs: ``DBFLEET["ZONE"]``, else ``DBFLEET_ZONE`` of the
+    environment; empty when neither says."""
+    if django_settings.configured:
+        fleet = getattr(django_settings, "DBFLEET", None)
+        zone = fleet.get("ZONE") if isinstance(fleet, Mapping) else None
+        if isinstance(zone, str) and zone:
+            return zone
+    return os.environ.get("DBFLEET_ZONE", "")
+
+
+class SameZone:
+    """The candidates of the process's own zone first, the others after them.
+
+    ``inner`` orders each of the two groups: a policy, its class or its dotted path;
+    :class:`Random` when it is not given. ``zone`` is the own zone, in place of
+    ``DBFLEET["ZONE"]`` and ``DBFLEET_ZONE``. Where no own zone is known, or nobody
+    stands in it, ``inner`` orders all.
+    """
+
+    def __init__(self, inner: object = None, *, zone: str | None = None) -> None:
+        self.inner: Policy = read_policy(inner) or Random()
+        if zone is not None and not isinstance(zone, str):
+            raise ConfigurationError(
+                "E007", f"SameZone: a zone is text, e.g. 'eu-1a', not {zone!r}"
+            )
+        self.zone = zone
+        self.aliases: tuple[str, ...] = getattr(self.inner, "aliases", ())
+
+    def order(self, candidates: Sequence[str]) -> Sequence[str]:
+        own = own_zone() if self.zone is None else self.zone
+        near = [name for name in candidates if own and _zones.get(name) == own]
+        if not near or len(near) == len(candidates):
+            return self.inner.order(candidates)
+        far = [name for name in candidates if _zones.get(name) != own]
+        return [*self.inner.order(near), *self.inner.order(far)]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SameZone:
+        return self
+
+    def __repr__(self) -> str:
+        return f"SameZone({self.inner!r})"
+
+
 class Named:
     """A policy given by its dotted path; imported at the first choice.
 
@@ -254,4 +401,12 @@ def _checked(found: object, what: str) -> Policy:
     return found
 
 
-BUILT_IN = ("First", "Random", "RoundRobin", "Weighted")
+BUILT_IN = (
+    "First",
+    "LeastConnections",
+    "LeastLatency",
+    "Random",
+    "RoundRobin",
+    "SameZone",
+    "Weighted",
+)

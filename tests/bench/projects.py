@@ -75,8 +75,11 @@ class Project:
         path = os.pathsep.join(
             map(str, (self.directory, REPOSITORY / "src", REPOSITORY))
         )
+        # Modules are compiled once, as they are where a package is installed.
+        kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         return {
-            **os.environ,
+            **kept,
+            "PYTHONPYCACHEPREFIX": str(self.directory / "pycache"),
             "DJANGO_SETTINGS_MODULE": f"bench_{self.name}",
             "PYTHONPATH": path,
         }

@@ -23,6 +23,7 @@ from dbfleet.errors import ReadOnlyAlias, RouteRefused
 from dbfleet.executor.cursors import GatherCursor, ScatterCursor
 from dbfleet.executor.gather import Gatherer
 from dbfleet.executor.reads import ReadCursor, StreamCursor
+from dbfleet.executor.replicas import Place
 from dbfleet.executor.writes import WriteCursor
 from dbfleet.observe import events
 from dbfleet.planner import simple
@@ -53,7 +54,7 @@ class Routing:
         self.topology = wrapper.topology
         self.is_sharded: bool = wrapper.topology.is_sharded
         self._settings: Any = None
-        self._default_policy: Any = None
+        self._places: dict[str, Place] = {}
         self.target: Target | None = None
         #: the driver's connection that raw SQL gave a state of its own
         self._kept: Any = None
@@ -110,16 +111,13 @@ class Routing:
     def policy(self, cluster: str, model: Any = None) -> Any:
         """How a replica is chosen: the model's policy, the cluster's, the setting's."""
         settings = conf.settings()
-        if settings is not self._settings:
-            self._settings = settings
-            self._default_policy = self.topology.policy or settings.policy
-            self._has_model_policies = bool(settings.policies)
-        if self._has_model_policies and model is not None:
+        if settings.policies and model is not None:
             opts = model._meta
             own = conf.most_specific(settings.policies, opts.app_label, opts.model_name)
             if own is not None:
                 return own
-        return self.wrapper.nodes.clusters[cluster].policy or self._default_policy
+        declared = self.wrapper.nodes.clusters[cluster]
+        return declared.policy or self.topology.policy or settings.policy
 
     def level(self, query: Any = None) -> Level:
         """How old an answer may be: the queryset's level, the block's, the model's,
@@ -132,6 +130,26 @@ class Routing:
             opts = query.model._meta
             own = conf.most_specific(settings.levels, opts.app_label, opts.model_name)
         return own or self.topology.consistency or settings.consistency
+
+    def place(self, cluster: str, query: Any) -> Place:
+        """Where a read goes: the cluster, how a replica is chosen, how old it may be.
+
+        The usual place is looked up once for each set of settings.
+        """
+        settings = conf.settings()
+        if settings is not self._settings:
+            self._settings, self._places = settings, {}
+        has_own = query is not None and (
+            settings.policies or settings.levels or "fleet_level" in query.__dict__
+        )
+        if has_own or sessions.chosen_level() is not None:
+            model = query.model if query is not None else None
+            return Place(cluster, self.policy(cluster, model), self.level(query))
+        place = self._places.get(cluster)
+        if place is None:
+            place = Place(cluster, self.policy(cluster), self.level())
+            self._places[cluster] = place
+        return place
 
     @property
     def is_planning(self) -> bool:
@@ -179,14 +197,13 @@ class Routing:
         """Home takes part in this statement as a writer."""
         self.node(HOME, is_write=True)
 
-    def reader(self, cluster: str, model: Any = None) -> Any:
+    def reader(self, cluster: str) -> Any:
         """A node that may serve a read now: a replica, unless in a transaction."""
         if not self.reads_replicas():
             return self.node(cluster, is_write=False)
         if cluster != HOME:
             ledger.shard_map(self.wrapper)
-        policy = self.policy(cluster, model)
-        return self.wrapper.nodes.reader(cluster, policy, self.level())
+        return self.wrapper.nodes.reader(self.place(cluster, None))
 
     # -- cursors ------------------------------------------------------------------
 
@@ -513,14 +530,8 @@ class Routing:
         """A cursor that finds its node when it is executed."""
         if cluster != HOME:
             ledger.shard_map(self.wrapper)
-        model = query.model if query is not None else None
         kind = StreamCursor if name else ReadCursor
-        return kind(
-            self.wrapper.nodes.replicas,
-            (cluster, self.policy(cluster, model), self.level(query)),
-            partial(self.vendor_cursor, name=name),
-            partial(self.node, cluster, is_write=True),
-        )
+        return kind(self, self.place(cluster, query), name)
 
     def executed(self, execute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Execute with the target just set; it does not outlive the statement, also

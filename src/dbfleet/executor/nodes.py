@@ -24,11 +24,10 @@ from dbfleet.executor.failures import (
     connecting,
     is_replica,
 )
-from dbfleet.executor.replicas import Replicas
+from dbfleet.executor.replicas import Place, Replicas
 from dbfleet.health import breaker
 from dbfleet.observe import events
-from dbfleet.policies import Policy
-from dbfleet.sessions import Level, applied
+from dbfleet.sessions import applied
 from dbfleet.topology import ClusterTopology, Topology
 
 #: replicas whose identity was compared with their primary's, in this process
@@ -163,22 +162,22 @@ class NodeSet:
 
     # -- replicas -------------------------------------------------------------
 
-    def reader(self, cluster: str, policy: Policy, level: Level) -> Any:
-        """A node of ``cluster`` whose answer this session may see, proved beforehand.
+    def reader(self, place: Place) -> Any:
+        """A node of a cluster whose answer this session may see, proved beforehand.
 
         For statements that cannot carry the proof in their own message: at most one
         more round trip to each replica, which is not waited for.
         """
         replicas = self.replicas
-        own = replicas.usual(cluster, policy, level)
+        own = replicas.usual(place)
         if own is not None and not own.wants:
             return own.node
-        for choice in replicas.choices(cluster, policy, level, None, False):
+        for choice in replicas.choices(place, None, False):
             try:
                 if not choice.wants or replicas.is_proved(
-                    cluster, choice, self.engine.applied(choice.node)
+                    place.cluster, choice, self.engine.applied(choice.node)
                 ):
-                    replicas.served(cluster, policy, level, choice)
+                    replicas.served(place, choice)
                     return choice.node
             except CONNECTION_ERRORS as error:
                 if choice.name is None or isinstance(error, WriteLost):

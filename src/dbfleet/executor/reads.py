@@ -8,50 +8,35 @@ handed out.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from django.db.utils import Error
 
 from dbfleet import conf
 from dbfleet.errors import ReadInterrupted
 from dbfleet.executor.failures import reason_of
-from dbfleet.executor.replicas import Choice, Replicas
+from dbfleet.executor.replicas import Choice, Place, Replicas
 from dbfleet.observe import events
-
-if TYPE_CHECKING:
-    from dbfleet.levels import Level
-    from dbfleet.policies import Policy
 
 
 class ReadCursor:
-    """Stands where a driver's cursor would, for one statement after another.
+    """Stands where a driver's cursor would, for one statement after another."""
 
-    ``open_cursor`` opens the driver's cursor on a node; ``as_write`` gives the primary
-    to a statement that turned out to write.
-    """
-
-    def __init__(
-        self,
-        replicas: Replicas,
-        place: tuple[str, Policy, Level],
-        open_cursor: Callable[[Any], Any],
-        as_write: Callable[[], Any],
-    ) -> None:
-        self._replicas = replicas
-        self._place = place
-        self._open, self._as_write = open_cursor, as_write
+    def __init__(self, routing: Any, place: Place, name: str | None) -> None:
+        self._routing, self._place, self._name = routing, place, name
+        self._replicas: Replicas = routing.wrapper.nodes.replicas
         self.inner: Any = None
 
     def execute(self, sql: Any, params: Any = None) -> Any:
         """Execute on the first node that can answer; each is tried once."""
         self._drop()
-        own = self._replicas.usual(*self._place)
+        own = self._replicas.usual(self._place)
         if own is not None and self._has_answered(own, sql, params):
             return self
-        for choice in self._replicas.choices(*self._place, own, self._is_behind):
+        for choice in self._replicas.choices(self._place, own, self._is_behind):
             if self._has_answered(choice, sql, params):
-                self._replicas.served(*self._place, choice)
+                self._replicas.served(self._place, choice)
                 break
         self._ends_at = None
         return self
@@ -69,7 +54,7 @@ class ReadCursor:
             if self._is_proved(choice, sql, params):
                 return True
             self._is_behind = True
-            if self._replicas.waited(self._place[0], choice, self._left_s()):
+            if self._replicas.waited(self._place.cluster, choice, self._left_s()):
                 self._send(choice.node, sql, params)
                 return True
         except Error as error:
@@ -78,7 +63,7 @@ class ReadCursor:
                 raise
             if self._replicas.engine.is_read_only_error(error):
                 # The query writes, after all: the primary has to run it.
-                self._send(self._as_write(), sql, params)
+                self._send(self._primary(), sql, params)
                 return True
         return False
 
@@ -90,7 +75,7 @@ class ReadCursor:
 
     def _send(self, node: Any, sql: Any, params: Any) -> None:
         with node.wrap_database_errors:
-            self.inner = inner = self._open(node)
+            self.inner = inner = self._routing.vendor_cursor(node, self._name)
             if params is None:
                 inner.execute(sql)
             else:
@@ -99,9 +84,12 @@ class ReadCursor:
     def _is_proved(self, choice: Choice, sql: Any, params: Any) -> bool:
         node = choice.node
         with node.wrap_database_errors:
-            self.inner = self._open(node)
+            self.inner = self._routing.vendor_cursor(node, self._name)
             have = self._replicas.engine.read_at(node, self.inner, str(sql), params)
-        return self._replicas.is_proved(self._place[0], choice, have)
+        return self._replicas.is_proved(self._place.cluster, choice, have)
+
+    def _primary(self) -> Any:
+        return self._routing.node(self._place.cluster, is_write=True)
 
     def _drop(self) -> None:
         if self.inner is not None:
@@ -111,9 +99,9 @@ class ReadCursor:
     def executemany(self, sql: Any, param_list: Any) -> Any:
         """Not a read: on the primary."""
         self._drop()
-        node = self._as_write()
+        node = self._primary()
         with node.wrap_database_errors:
-            self.inner = self._open(node)
+            self.inner = self._routing.vendor_cursor(node, self._name)
             return self.inner.executemany(sql, param_list)
 
     def close(self) -> None:
@@ -139,7 +127,7 @@ class StreamCursor(ReadCursor):
 
     def fetchmany(self, size: int | None = None) -> Any:
         """The next rows; the first ones may come from another node."""
-        left = 1 + len(self._replicas.nodes.clusters[self._place[0]].replicas)
+        left = 1 + len(self._replicas.nodes.clusters[self._place.cluster].replicas)
         while True:
             left -= 1
             try:

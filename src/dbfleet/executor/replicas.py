@@ -35,6 +35,14 @@ UNWAITED_S = 1.0
 _unwaited: dict[str, float] = {}
 
 
+class Place(NamedTuple):
+    """Where a read goes: a cluster, how its replica is chosen, how old it may be."""
+
+    cluster: str
+    policy: Policy
+    level: Level
+
+
 class Choice(NamedTuple):
     """A node, and what it has to have applied for its answer to count."""
 
@@ -51,50 +59,43 @@ class Replicas:
         self.nodes = nodes
         self.engine = nodes.engine
 
-    def usual(self, cluster: str, policy: Policy, level: Level) -> Choice | None:
+    def usual(self, place: Place) -> Choice | None:
         """The session's own replica, if nothing has to be decided or learned."""
-        if level is not SESSION:
-            return None
         session = sessions.peek()
-        state = session.clusters.get(self.nodes.keys[cluster]) if session else None
+        if session is None or place.level is not SESSION:
+            return None
+        state = session.clusters.get(self.nodes.keys[place.cluster])
         if (
             state is None
             or state.is_unknown
-            or state.policy is not policy
             or not state.node
+            or state.policy not in (place.policy, None)
             or time.monotonic() >= state.stays_until
         ):
             return None
-        return self._offered(cluster, state, state.node)
+        return self._offered(place.cluster, state, state.node)
 
     def choices(
-        self,
-        cluster: str,
-        policy: Policy,
-        level: Level,
-        tried: Choice | None,
-        is_behind: bool,
+        self, place: Place, tried: Choice | None, is_behind: bool
     ) -> Iterator[Choice]:
         """Nodes to try in turn, but for one that was; the last is the primary.
 
-        ``is_behind`` says that the one that was tried lacks what is demanded.
-
-        Round trips before the first: none, or one to the primary where the session
-        has to learn its position. Raises NodeUnavailable if only the primary could
-        tell and it cannot be reached.
+        ``is_behind`` says that the one that was tried lacks what is demanded. Round
+        trips before the first: none, or one to the primary where the session has to
+        learn its position. Raises NodeUnavailable if only the primary could tell and
+        it cannot be reached.
         """
-        declared = self.nodes.clusters[cluster]
-        if declared.replicas and level.name != "strong":
-            if level is SESSION:
+        declared = self.nodes.clusters[place.cluster]
+        if declared.replicas and place.level.name != "strong":
+            if place.level is SESSION:
                 name = tried.name if tried is not None else None
-                yield from self._for_session(cluster, policy, name, is_behind)
+                yield from self._for_session(place, name, is_behind)
             else:
-                yield from self._stateless(cluster, policy, level)
-        yield self._on_primary(cluster, level)
+                yield from self._stateless(place)
+        yield self._on_primary(place.cluster, place.level)
 
-    def _stateless(
-        self, cluster: str, policy: Policy, level: Level
-    ) -> Iterator[Choice]:
+    def _stateless(self, place: Place) -> Iterator[Choice]:
+        cluster, policy, level = place
         declared = self.nodes.clusters[cluster]
         for name in self._ordered(declared.replicas, policy):
             node = self.nodes.usable_replica(declared, name)
@@ -117,13 +118,14 @@ class Replicas:
     # -- level "session" ----------------------------------------------------------
 
     def _for_session(
-        self, cluster: str, policy: Policy, tried: str | None, is_behind: bool
+        self, place: Place, tried: str | None, is_behind: bool
     ) -> Iterator[Choice]:
+        cluster = place.cluster
         key, declared = self.nodes.keys[cluster], self.nodes.clusters[cluster]
         state = sessions.current().of(key)
         if state.node == PRIMARY and time.monotonic() < state.stays_until:
             return
-        for name in self._ordered(declared.replicas, policy):
+        for name in self._ordered(declared.replicas, place.policy):
             if name == tried:
                 continue
             if state.node not in (None, PRIMARY, name) and not is_behind:
@@ -135,16 +137,15 @@ class Replicas:
             if choice is not None:
                 yield choice
 
-    def served(
-        self, cluster: str, policy: Policy, level: Level, choice: Choice
-    ) -> None:
+    def served(self, place: Place, choice: Choice) -> None:
         """A node has answered: at level "session" the session stays there."""
-        if level is not SESSION or not self.nodes.clusters[cluster].replicas:
+        cluster = place.cluster
+        if place.level is not SESSION or not self.nodes.clusters[cluster].replicas:
             return
         session, now = sessions.current(), time.monotonic()
         state = session.of(self.nodes.keys[cluster])
         if choice.name is not None:
-            state.node, state.policy = choice.name, policy
+            state.node, state.policy = choice.name, place.policy
             state.stays_until = now + STAYS_S
         elif state.node != PRIMARY or now >= state.stays_until:
             state.node, state.stays_until = PRIMARY, now + STAYS_ON_PRIMARY_S
@@ -158,9 +159,11 @@ class Replicas:
         if not state.floors:
             return Choice(node, name)
         known = applied.of(name)
-        wants = tuple(
-            one for one in state.floors if not self.engine.covers(known, (one,))
-        )
+        if known is not None and state.proved is known:
+            return Choice(node, name)
+        wants = tuple(w for w in state.floors if not self.engine.covers(known, (w,)))
+        if not wants:
+            state.proved = known
         return Choice(node, name, wants)
 
     def _learn_floor(self, cluster: str, state: ClusterState) -> None:

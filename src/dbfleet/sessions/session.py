@@ -23,11 +23,21 @@ PRIMARY = ""
 class ClusterState:
     """One session's view of one cluster."""
 
-    __slots__ = ("floors", "is_unknown", "node", "policy", "stays_until", "unknowns")
+    __slots__ = (
+        "floors",
+        "is_unknown",
+        "node",
+        "policy",
+        "proved",
+        "stays_until",
+        "unknowns",
+    )
 
     def __init__(self) -> None:
         #: what a replica must have applied, at most one for each timeline
         self.floors: Floors = ()
+        #: what a replica had applied when it was found to cover the floors
+        self.proved: Position | None = None
         #: the session saw the primary at a position that nobody has asked for
         self.is_unknown = False
         #: counts how often that came about
@@ -80,7 +90,7 @@ class Session:
         """Replicas must have applied these positions, too."""
         state = self.of(cluster)
         with self._lock:
-            state.floors = merge(state.floors, positions)
+            state.floors, state.proved = merge(state.floors, positions), None
 
     def saw_unknown(self, cluster: str) -> None:
         """The session saw the primary at a position that it was not told."""
