@@ -17,7 +17,7 @@ from dbfleet.errors import ConfigurationError
 from dbfleet.levels import SESSION, Level, read_level
 from dbfleet.policies import Policy, Random, read_policy
 from dbfleet.topology.mistakes import Mistakes, unknown_name
-from dbfleet.topology.options import read_limits
+from dbfleet.topology.options import is_positive, read_limits, read_zone
 from dbfleet.topology.snapshot import ClusterTopology, GatherLimits, Topology
 from dbfleet.topology.values import FrozenDict
 
@@ -38,6 +38,8 @@ class FleetSettings(NamedTuple):
     consistency: Level = SESSION
     levels: Mapping[str, Level] = FrozenDict()
     wait_timeout_s: float = 0.05
+    max_ejected_share: float = 0.5
+    max_fallback_reads: int | None = 32
     gather: Mapping[str, int] = FrozenDict()
 
     def gather_for(self, topology: Topology) -> GatherLimits:
@@ -128,6 +130,7 @@ def read(given: object, mistakes: Mistakes) -> FleetSettings:
             "DBFLEET['WAIT_TIMEOUT_S']",
             f"must be between 0 and {MAX_WAIT_S} seconds, not {wait!r}",
         )
+    values |= _read_health(given, mistakes)
     limits = read_limits("DBFLEET", given.get("GATHER", {}), mistakes)
     return FleetSettings(gather=FrozenDict(limits), **values)
 
@@ -140,13 +143,42 @@ KEYS = (
     "CONSISTENCY",
     "GATHER",
     "LOCAL",
+    "MAX_EJECTED_SHARE",
+    "MAX_FALLBACK_READS",
     "PLACEMENT",
     "POLICIES",
     "POLICY",
     "REFERENCE",
     "SHARD_KEYS",
     "WAIT_TIMEOUT_S",
+    "ZONE",
 )
+
+
+def _read_health(given: Mapping[str, object], mistakes: Mistakes) -> dict[str, Any]:
+    """``ZONE`` and the limits on what happens while replicas are missing."""
+    found: dict[str, Any] = {}
+    if "ZONE" in given:
+        read_zone("DBFLEET['ZONE']", given["ZONE"], mistakes)
+    share = given.get("MAX_EJECTED_SHARE", 0.5)
+    if isinstance(share, int | float) and 0 <= share <= 1:
+        found["max_ejected_share"] = float(share)
+    else:
+        mistakes.add(
+            "E004",
+            "DBFLEET['MAX_EJECTED_SHARE']",
+            f"must be a share between 0 and 1, not {share!r}",
+        )
+    reads = given.get("MAX_FALLBACK_READS", 32)
+    if reads is None or is_positive(reads):
+        found["max_fallback_reads"] = reads
+    else:
+        mistakes.add(
+            "E004",
+            "DBFLEET['MAX_FALLBACK_READS']",
+            f"must be a positive int, or None for no cap, not {reads!r}",
+        )
+    return found
 
 
 def read_key(where: str, given: object, mistakes: Mistakes) -> tuple[str, ...] | None:

@@ -17,6 +17,8 @@ from dbfleet import conf
 from dbfleet.errors import ReadInterrupted
 from dbfleet.executor.failures import reason_of
 from dbfleet.executor.replicas import Choice, Place, Replicas
+from dbfleet.health import breaker, load
+from dbfleet.health.fallback import falling_back
 from dbfleet.observe import events
 
 
@@ -48,14 +50,19 @@ class ReadCursor:
 
     def _has_answered(self, choice: Choice, sql: Any, params: Any) -> bool:
         try:
-            if not choice.wants:
-                self._send(choice.node, sql, params)
+            if choice.is_fallback:
+                limit = conf.settings().max_fallback_reads
+                with falling_back(self._replicas.key_of(self._place), limit):
+                    self._measured(self._send, choice, sql, params)
                 return True
-            if self._is_proved(choice, sql, params):
+            if not choice.wants:
+                self._measured(self._send, choice, sql, params)
+                return True
+            if self._measured(self._is_proved, choice, sql, params):
                 return True
             self._is_behind = True
             if self._replicas.waited(self._place.cluster, choice, self._left_s()):
-                self._send(choice.node, sql, params)
+                self._measured(self._send, choice, sql, params)
                 return True
         except Error as error:
             self._is_behind = False
@@ -63,9 +70,22 @@ class ReadCursor:
                 raise
             if self._replicas.engine.is_read_only_error(error):
                 # The query writes, after all: the primary has to run it.
-                self._send(self._primary(), sql, params)
+                self._send(Choice(self._primary(), None), sql, params)
                 return True
         return False
+
+    def _measured(self, action: Any, choice: Choice, sql: Any, params: Any) -> Any:
+        """Do it, and let the load of its node and the breaker know."""
+        name = choice.name or self._replicas.primary_of(self._place)
+        started, has_failed = load.started(name), True
+        try:
+            found = action(choice, sql, params)
+            has_failed = False
+        finally:
+            load.finished(name, started, has_failed)
+        if choice.name is not None:
+            breaker.succeeded(name)
+        return found
 
     def _left_s(self) -> float:
         now = time.monotonic()
@@ -73,7 +93,8 @@ class ReadCursor:
             self._ends_at = now + conf.settings().wait_timeout_s
         return self._ends_at - now
 
-    def _send(self, node: Any, sql: Any, params: Any) -> None:
+    def _send(self, choice: Choice, sql: Any, params: Any) -> None:
+        node = choice.node
         with node.wrap_database_errors:
             self.inner = inner = self._routing.vendor_cursor(node, self._name)
             if params is None:
@@ -157,9 +178,9 @@ class StreamCursor(ReadCursor):
 
     _node: Any = None
 
-    def _send(self, node: Any, sql: Any, params: Any) -> None:
-        self._node = node
-        super()._send(node, sql, params)
+    def _send(self, choice: Choice, sql: Any, params: Any) -> None:
+        self._node = choice.node
+        super()._send(choice, sql, params)
 
     def _is_proved(self, choice: Choice, sql: Any, params: Any) -> bool:
         self._node = choice.node

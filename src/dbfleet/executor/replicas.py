@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dbfleet import sessions
+from dbfleet import conf, sessions
 from dbfleet.errors import NodeUnavailable, WriteLost
 from dbfleet.executor.failures import CONNECTION_ERRORS
 from dbfleet.health import breaker
@@ -50,6 +50,8 @@ class Choice(NamedTuple):
     #: a replica's name; None on the primary
     name: str | None
     wants: tuple[Position, ...] = ()
+    #: the primary, for want of a replica
+    is_fallback: bool = False
 
 
 class Replicas:
@@ -58,6 +60,14 @@ class Replicas:
     def __init__(self, nodes: NodeSet) -> None:
         self.nodes = nodes
         self.engine = nodes.engine
+
+    def key_of(self, place: Place) -> str:
+        """The name of a cluster over all aliases."""
+        return self.nodes.keys[place.cluster]
+
+    def primary_of(self, place: Place) -> str:
+        """The name of a cluster's primary."""
+        return str(self.nodes.clusters[place.cluster].primary)
 
     def usual(self, place: Place) -> Choice | None:
         """The session's own replica, if nothing has to be decided or learned."""
@@ -96,9 +106,8 @@ class Replicas:
 
     def _stateless(self, place: Place) -> Iterator[Choice]:
         cluster, policy, level = place
-        declared = self.nodes.clusters[cluster]
-        for name in self._ordered(declared.replicas, policy):
-            node = self.nodes.usable_replica(declared, name)
+        for name in self._ordered(cluster, policy):
+            node = self._admitted(cluster, name)
             if node is None:
                 continue
             if level.max_lag_s is None or self._lags_less(cluster, node, name, level):
@@ -113,7 +122,8 @@ class Replicas:
             session = sessions.current()
             session.saw_unknown(key)
             self._refuse_lost(cluster, session.of(key), node)
-        return Choice(node, None)
+        is_fallback = has_replicas and level.name != "strong"
+        return Choice(node, None, is_fallback=is_fallback)
 
     # -- level "session" ----------------------------------------------------------
 
@@ -121,11 +131,11 @@ class Replicas:
         self, place: Place, tried: str | None, is_behind: bool
     ) -> Iterator[Choice]:
         cluster = place.cluster
-        key, declared = self.nodes.keys[cluster], self.nodes.clusters[cluster]
+        key = self.nodes.keys[cluster]
         state = sessions.current().of(key)
         if state.node == PRIMARY and time.monotonic() < state.stays_until:
             return
-        for name in self._ordered(declared.replicas, place.policy):
+        for name in self._ordered(cluster, place.policy):
             if name == tried:
                 continue
             if state.node not in (None, PRIMARY, name) and not is_behind:
@@ -151,9 +161,7 @@ class Replicas:
             state.node, state.stays_until = PRIMARY, now + STAYS_ON_PRIMARY_S
 
     def _offered(self, cluster: str, state: ClusterState, name: str) -> Choice | None:
-        if breaker.is_open(name):
-            return None
-        node = self.nodes.usable_replica(self.nodes.clusters[cluster], name)
+        node = self._admitted(cluster, name)
         if node is None:
             return None
         if not state.floors:
@@ -165,6 +173,12 @@ class Replicas:
         if not wants:
             state.proved = known
         return Choice(node, name, wants)
+
+    def _admitted(self, cluster: str, name: str) -> Any:
+        """A replica, connected, that may be read from now; else None."""
+        if not breaker.is_usable(name) or not breaker.admits(name):
+            return None
+        return self.nodes.usable_replica(self.nodes.clusters[cluster], name)
 
     def _learn_floor(self, cluster: str, state: ClusterState) -> None:
         """Ask the primary for the position that the session may have seen."""
@@ -183,8 +197,11 @@ class Replicas:
         session.demand(key, [position], self.engine.merge)
         session.learned(state, unknowns)
 
-    def _ordered(self, names: Sequence[str], policy: Policy) -> Sequence[str]:
-        return [n for n in policy.order(names) if not breaker.is_open(n)]
+    def _ordered(self, cluster: str, policy: Policy) -> Sequence[str]:
+        names = self.nodes.clusters[cluster].replicas
+        share = conf.settings().max_ejected_share
+        usable = breaker.usable(self.nodes.keys[cluster], names, share)
+        return policy.order(usable) if usable else ()
 
     # -- what an answer proved ------------------------------------------------------
 

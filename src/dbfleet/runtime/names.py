@@ -138,6 +138,7 @@ def _make(declared: Cluster | Sharded) -> RuntimeAlias:
 
 def _forget(alias: RuntimeAlias) -> None:
     """Drop what the process keeps by alias; all of it is read again if needed."""
+    from dbfleet import policies
     from dbfleet.executor import nodes
     from dbfleet.health import breaker
     from dbfleet.sharding import ids, ledger
@@ -146,7 +147,8 @@ def _forget(alias: RuntimeAlias) -> None:
     ids.forget_alias(alias)
     nodes.forget_alias(alias)
     for name in (alias, *alias.settings["NODES"]):
-        breaker.succeeded(name)
+        breaker.forget(name)
+        policies.place({name: ""})
         RAN_DB_VERSION_CHECK.discard(name)
     if apps.is_installed("django.contrib.contenttypes"):
         content_types: Any = apps.get_model("contenttypes", "ContentType").objects

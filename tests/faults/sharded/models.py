@@ -16,7 +16,7 @@ class Account(models.Model):
     objects: ClassVar[Any] = models.Manager()
 
     class Meta:
-        app_label = "faults"
+        app_label = "sharded"
 
 
 class Entry(models.Model):
@@ -29,7 +29,7 @@ class Entry(models.Model):
     objects: ClassVar[Any] = models.Manager()
 
     class Meta:
-        app_label = "faults"
+        app_label = "sharded"
 
 
 class Slip(models.Model):
@@ -40,7 +40,7 @@ class Slip(models.Model):
     objects: ClassVar[Any] = models.Manager()
 
     class Meta:
-        app_label = "faults"
+        app_label = "sharded"
 
 
 class Person(models.Model):
@@ -52,7 +52,7 @@ class Person(models.Model):
     objects: ClassVar[Any] = models.Manager()
 
     class Meta:
-        app_label = "faults"
+        app_label = "sharded"
 
 
 class Register(models.Model):
@@ -64,4 +64,4 @@ class Register(models.Model):
     objects: ClassVar[Any] = models.Manager()
 
     class Meta:
-        app_label = "faults"
+        app_label = "sharded"

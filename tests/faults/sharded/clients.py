@@ -17,8 +17,8 @@ from django.db import Error, close_old_connections, connections, transaction
 from django.db.models import F
 
 from dbfleet.errors import CommitPending, CommitUnknown, FleetError, RollbackPending
-from tests.faults.history import Operation, Outcome
-from tests.faults.models import Account, Entry, Person, Register, Slip
+from tests.faults.sharded.history import Operation, Outcome
+from tests.faults.sharded.models import Account, Entry, Person, Register, Slip
 
 ACCOUNTS = 40
 EMAILS = 60

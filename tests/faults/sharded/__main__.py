@@ -1,4 +1,4 @@
-"""``python -m tests.faults``: concurrent clients while servers fail, then checkers."""
+"""``python -m tests.faults.sharded``: concurrent clients while servers fail, then checkers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from dbfleet.testing.rig import Rig
-from tests.faults.bugs import BUGS
-from tests.faults.history import Operation, State, violations
-from tests.faults.servers import Servers
+from tests.faults.sharded.bugs import BUGS
+from tests.faults.sharded.history import Operation, State, violations
+from tests.faults.sharded.servers import Servers
 from tests.faults.settling import settle_by_table
 
 if TYPE_CHECKING:
-    from tests.faults.clients import Clients
-    from tests.faults.nemesis import Nemesis
+    from tests.faults.sharded.clients import Clients
+    from tests.faults.sharded.nemesis import Nemesis
 
 CLIENTS = 6
 START_BALANCE = 1000
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.sharded", description=__doc__)
     parser.add_argument("--ops", type=int, default=6000, help="operations in all")
     parser.add_argument("--seed", type=int, help="of clients and faults; printed")
     parser.add_argument(
@@ -91,11 +91,11 @@ def _configure(servers: Servers) -> None:
     entries["default"]["OPTIONS"] = servers.options()
     settings.configure(
         SECRET_KEY="faults",
-        INSTALLED_APPS=["dbfleet", "tests.faults"],
+        INSTALLED_APPS=["dbfleet", "tests.faults.sharded"],
         DATABASES=entries,
         DBFLEET={
-            "LOCAL": ["faults.Slip"],
-            "SHARD_KEYS": {"faults.Entry": "account"},
+            "LOCAL": ["sharded.Slip"],
+            "SHARD_KEYS": {"sharded.Entry": "account"},
         },
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         USE_TZ=True,
@@ -107,8 +107,8 @@ def _fill(servers: Servers) -> int:
     from django.core.management import call_command
     from django.db import connections
 
-    from tests.faults.clients import ACCOUNTS
-    from tests.faults.models import Account, Register
+    from tests.faults.sharded.clients import ACCOUNTS
+    from tests.faults.sharded.models import Account, Register
 
     call_command("migrate", run_syncdb=True, verbosity=0)
     Account.objects.bulk_create(
@@ -124,8 +124,8 @@ def _fill(servers: Servers) -> int:
 def _run(
     servers: Servers, operations: int, seed: str, first: int
 ) -> tuple[Clients, Nemesis]:
-    from tests.faults.clients import Clients
-    from tests.faults.nemesis import Nemesis
+    from tests.faults.sharded.clients import Clients
+    from tests.faults.sharded.nemesis import Nemesis
 
     clients = Clients(CLIENTS, operations, seed, first)
     nemesis = Nemesis(servers, clients, seed)
@@ -150,18 +150,18 @@ def _state(servers: Servers) -> State:
     settle_by_table(servers)
     entries: dict[int, list[int]] = {}
     for operation, amount in servers.gather(
-        "SELECT operation, amount FROM faults_entry"
+        "SELECT operation, amount FROM sharded_entry"
     ):
         entries.setdefault(operation, []).append(amount)
-    slips = servers.rows("home", "SELECT operation FROM faults_slip")
-    balances: list[Any] = servers.gather("SELECT balance FROM faults_account")
+    slips = servers.rows("home", "SELECT operation FROM sharded_slip")
+    balances: list[Any] = servers.gather("SELECT balance FROM sharded_account")
     return State(
         total=sum(balance for (balance,) in balances),
         entries=entries,
         slips=Counter(operation for (operation,) in slips),
         people=[
             (row[0], row[1])
-            for row in servers.gather("SELECT operation, email FROM faults_person")
+            for row in servers.gather("SELECT operation, email FROM sharded_person")
         ],
         orphans=orphans,
     )

@@ -12,7 +12,7 @@ import pytest
 
 from dbfleet.testing.rig import ServerUnavailable
 from tests.conftest import REQUIRE_SERVERS
-from tests.faults.history import Operation, Outcome, State, violations
+from tests.faults.sharded.history import Operation, Outcome, State, violations
 from tests.support.project import REPOSITORY
 
 HISTORY = [
@@ -71,7 +71,7 @@ def test_a_read_that_misses_its_own_write_is_seen() -> None:
 
 def run(*options: str) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", *options],
+        [sys.executable, "-m", "tests.faults.sharded", *options],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

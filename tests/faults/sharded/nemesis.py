@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 
 from dbfleet.testing.rig.proxy import DIRECTIONS
-from tests.faults.clients import Clients
-from tests.faults.servers import NODES, Servers
+from tests.faults.sharded.clients import Clients
+from tests.faults.sharded.servers import NODES, Servers
 from tests.faults.settling import settle
 
 
