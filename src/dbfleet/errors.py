@@ -52,6 +52,7 @@ CATALOGUE: dict[str, str] = {
     "E206": "no replica can serve and the primary has taken its share of reads",
     "E207": "a write was lost when another server was promoted",
     "E208": "a read stopped after some of its rows",
+    "E209": "another server was promoted",
     # 3xx: queries across aliases
     "E301": "a query touches models placed on different aliases",
     # 4xx: shards
@@ -127,7 +128,7 @@ class ReplicasUnavailable(FleetError, OperationalError):
     retry_after_s = 1
 
 
-class WriteLost(FleetError, OperationalError):
+class WriteLost(FleetError, DatabaseError):
     """A write of this session is not in the history of the promoted server."""
 
 

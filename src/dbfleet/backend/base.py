@@ -23,6 +23,7 @@ from dbfleet.backend.operations import operations_class
 from dbfleet.backend.schema import schema_editor_class
 from dbfleet.engines import engine_for
 from dbfleet.errors import NodeUnavailable
+from dbfleet.executor import leaders
 from dbfleet.executor.failures import NodeErrorWrapper, connecting
 from dbfleet.executor.nodes import NodeSet, resolved_params
 from dbfleet.transactions.transaction import FleetTransaction
@@ -79,6 +80,9 @@ class FleetMixin:
     topology: Any
     nodes: Any
     transaction: Any
+    owner = None
+    #: the server that was promoted in the declared primary's place
+    leader: Any = None
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS):
         # A connection without a database (to create one) is no fleet.
@@ -116,6 +120,12 @@ class FleetMixin:
         return NodeErrorWrapper(self, self)
 
     def connect(self) -> None:
+        if self.topology is None or not self.topology.home.replicas:
+            self._connect()
+        else:
+            leaders.connect(self, self.nodes, "home", self._connect)
+
+    def _connect(self) -> None:
         if self.routing is None:
             super().connect()  # type: ignore[misc]
         else:

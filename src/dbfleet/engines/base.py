@@ -194,6 +194,14 @@ class Engine:
         """
         return None
 
+    def known_timeline(self, primary: Any) -> int | None:
+        """The timeline a primary's connection has told, None if none; no I/O."""
+        return None
+
+    def is_standby(self, node: Any) -> bool:
+        """Whether a new connection's server is a standby; at most one round trip."""
+        return False
+
     def timeline(self, primary: Any) -> int:
         """The timeline a primary writes; a round trip for a new connection."""
         return 0

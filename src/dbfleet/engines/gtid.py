@@ -28,6 +28,9 @@ class GtidPositions(Engine):
         name = "gtid_binlog_pos" if primary.mysql_is_mariadb else "gtid_executed"
         return _read(self.fetch(primary, f"SELECT @@global.{name}"))
 
+    def is_standby(self, node: Any) -> bool:
+        return self.is_replica(node) is True
+
     def applied(self, replica: Any) -> Position | None:
         name = "gtid_slave_pos" if replica.mysql_is_mariadb else "gtid_executed"
         return _read(self.fetch(replica, f"SELECT @@global.{name}"))

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from django.db.utils import Error
+from django.db.utils import Error, ProgrammingError
 
 from dbfleet.engines.base import Engine, GatheredRows, Position, Verdict
 
@@ -27,6 +27,8 @@ _ORIGIN = (
 )
 _APPLIED = "SELECT pg_last_wal_replay_lsn(), (pg_stat_get_wal_receiver()).received_tli"
 _PREPARED = "dbfleet_applied"
+#: a line of some 40 bytes for each promotion there ever was
+_HISTORY_BYTES = 2**20
 
 #: (system, timeline) -> for each timeline before it, where it was left
 _forks: dict[tuple[str, int], dict[int, int]] = {}
@@ -71,8 +73,13 @@ class WalPositions(Engine):
         if known is None or have.timeline is None:
             return
         name = f"pg_wal/{have.timeline:08X}.history"
-        rows = self.fetch(primary, "SELECT pg_read_file(%s, true)", [name])
         forks: dict[int, int] = {}
+        try:
+            rows = self.fetch(
+                primary, "SELECT pg_read_file(%s, 0, %s, true)", [name, _HISTORY_BYTES]
+            )
+        except ProgrammingError:
+            return  # this role may not read it
         for line in (rows[0][0] or "").splitlines():
             parts = line.split()
             if len(parts) >= 2 and parts[0].isdigit():
@@ -106,12 +113,19 @@ class WalPositions(Engine):
 
     # -- in the message of a statement --------------------------------------------
 
+    def known_timeline(self, primary: Any) -> int | None:
+        origin = getattr(primary.connection, "dbfleet_origin", None)
+        return None if origin is None else int(origin[0])
+
+    def is_standby(self, node: Any) -> bool:
+        # Told by the server unasked, since PostgreSQL 14.
+        return bool(node.connection.info.parameter_status("in_hot_standby") == "on")
+
     def timeline(self, primary: Any) -> int:
         primary.ensure_connection()
-        if not hasattr(primary.connection, "dbfleet_origin"):
+        if self.known_timeline(primary) is None:
             self.position(primary)
-        origin = getattr(primary.connection, "dbfleet_origin", (0, ""))
-        return int(origin[0])
+        return self.known_timeline(primary) or 0
 
     def prepare_guard(self, replica: Any) -> None:
         # Planned once. Behind a transaction pooler a statement that was prepared is
@@ -190,7 +204,9 @@ def _number(lsn: str) -> int:
 
 def _takes_several(cursor: Any) -> bool:
     """Whether a driver's cursor sends several statements with parameters at once."""
-    return "ClientCursorMixin" in _bases(cursor.__class__)
+    names = _bases(cursor.__class__)
+    # A named cursor of Django's is both; its statement stands inside a DECLARE.
+    return "ClientCursorMixin" in names and "ServerCursor" not in names
 
 
 def _is_psycopg3(connection: Any) -> bool:

@@ -17,7 +17,9 @@ from django.utils.functional import cached_property
 
 from dbfleet import sessions, topology
 from dbfleet.engines import Engine, Position
-from dbfleet.errors import NodeMismatch, WriteLost
+from dbfleet.errors import NodeMismatch
+from dbfleet.executor import leaders
+from dbfleet.executor.emulated import emulated
 from dbfleet.executor.failures import (
     CONNECTION_ERRORS,
     NodeErrorWrapper,
@@ -28,7 +30,7 @@ from dbfleet.executor.replicas import Place, Replicas
 from dbfleet.health import breaker
 from dbfleet.observe import events
 from dbfleet.sessions import applied
-from dbfleet.topology import ClusterTopology, Topology
+from dbfleet.topology import Topology
 
 #: replicas whose identity was compared with their primary's, in this process
 _verified: set[tuple[str, str]] = set()
@@ -43,7 +45,10 @@ def forget_alias(alias: str) -> None:
 def resolved_params(wrapper: Any, get_params: Callable[[], Any]) -> Any:
     """Connection parameters with every callable of the settings evaluated."""
     declared = wrapper.settings_dict
-    resolved = topology.resolve(declared)
+    server = declared
+    if wrapper.leader is not None:
+        server = (wrapper.owner or wrapper).settings_dict["NODES"][wrapper.leader.name]
+    resolved = topology.resolve(server)
     if resolved is declared:
         return get_params()
     wrapper.settings_dict = resolved
@@ -58,6 +63,10 @@ class NodeMixin:
 
     owner: Any = None  # none on the connection that creates a test database
     is_replica_node = False
+    #: the cluster whose primary this is; None for other nodes
+    cluster: str | None = None
+    #: the server that was promoted in the declared one's place
+    leader: Any = None
 
     def get_connection_params(self) -> Any:
         return resolved_params(self, super().get_connection_params)  # type: ignore[misc]
@@ -71,9 +80,14 @@ class NodeMixin:
     def connect(self) -> None:
         if self.owner is None:
             super().connect()  # type: ignore[misc]
+        elif self.cluster is None:
+            self._connect()
         else:
-            with connecting(self, self.owner):
-                super().connect()  # type: ignore[misc]
+            leaders.connect(self, self.owner.nodes, self.cluster, self._connect)
+
+    def _connect(self) -> None:
+        with connecting(self, self.owner):
+            super().connect()  # type: ignore[misc]
 
     @property
     def catalogue(self) -> Any:
@@ -109,12 +123,18 @@ class NodeSet:
         self.wrapper = wrapper
         self.topology: Topology = wrapper.topology
         self.engine: Engine = wrapper.engine
+        self.vendor_class = vendor_class
         self._class = node_class(vendor_class)
         self._open: dict[str, Any] = {}
         self.clusters = {"home": self.topology.home, **self.topology.shards}
         #: the names under which a session remembers what it wrote
         self.keys = {name: f"{self.topology.alias}/{name}" for name in self.clusters}
         self.replicas = Replicas(self)
+        self.leaders = leaders.Leaders(self)
+        #: in a test run a cluster is its primary, see :mod:`dbfleet.backend.creation`
+        self.is_alone = bool(wrapper.settings_dict.get("REPLICAS_OFF"))
+        if emulated:
+            emulated.adopt(self)
 
     # -- single nodes ---------------------------------------------------------
 
@@ -147,8 +167,16 @@ class NodeSet:
 
     def primary(self, cluster: str) -> Any:
         """The primary of a cluster, connected; raises NodeUnavailable."""
-        name = self.clusters[cluster].primary
-        node = self.node(name)
+        if emulated:
+            emulated.check_primary(self, cluster)
+        declared = self.clusters[cluster]
+        node = self.node(declared.primary)
+        if declared.replicas:
+            if node is not self.wrapper and node.cluster is None:
+                node.cluster = cluster
+            if node.leader is not leaders.leader_of(self.keys[cluster]):
+                self._follow(cluster, node)
+            self.leaders.check(cluster, node)
         if node is self.wrapper:
             # A gather reaches home without Django's own check. Closing home closes
             # all, so never once a node holds work of a transaction.
@@ -159,6 +187,25 @@ class NodeSet:
         if node.connection is None:
             node.ensure_connection()
         return node
+
+    def _follow(self, cluster: str, node: Any) -> None:
+        transaction = self.wrapper.transaction
+        if transaction.is_open and transaction.holds(cluster):
+            raise NodeMismatch(
+                "E209",
+                f"another server took the place of {self.clusters[cluster].primary}"
+                f" of alias {self.topology.alias!r} during this transaction; nothing "
+                "of it was committed: roll back and run it again",
+            )
+        leaders.follow(node, self, cluster)
+
+    def check_leaders(self, transaction: Any) -> None:
+        """Refuse to commit where another server was promoted meanwhile; no I/O."""
+        for cluster in (*transaction.enlisted, "home"):
+            key = self.keys[cluster]
+            node = self._open.get(self.clusters[cluster].primary, self.wrapper)
+            if node.leader is not leaders.leader_of(key):
+                self._follow(cluster, node)
 
     # -- replicas -------------------------------------------------------------
 
@@ -180,20 +227,24 @@ class NodeSet:
                     replicas.served(place, choice)
                     return choice.node
             except CONNECTION_ERRORS as error:
-                if choice.name is None or isinstance(error, WriteLost):
+                if choice.name is None:
                     raise
                 self.failed(choice.name, error)
         raise AssertionError("the primary is always offered")
 
-    def usable_replica(self, cluster: ClusterTopology, name: str) -> Any:
-        """A replica, connected; None if it cannot be."""
+    def usable_replica(self, cluster: str, name: str) -> Any:
+        """A replica, connected; None if it cannot be, or was promoted."""
+        if emulated and emulated.has(self):
+            return emulated.replica(self, cluster, name)
         node = self.node(name, is_replica=True)
         try:
             node.close_if_health_check_failed()
             if node.connection is None:
                 applied.forget(name)
                 node.ensure_connection()
-                self._verify(cluster, node, name)
+                if not self._verify(cluster, node, name):
+                    node.close()
+                    return None
                 breaker.succeeded(name)
         except CONNECTION_ERRORS as error:
             if isinstance(error, NodeMismatch):
@@ -203,16 +254,20 @@ class NodeSet:
             return None
         return node
 
-    def _verify(self, cluster: ClusterTopology, node: Any, name: str) -> None:
-        """Compare a replica with its primary, once in a process.
+    def _verify(self, cluster_name: str, node: Any, name: str) -> bool:
+        """Compare a replica with its primary, once in a process; whether it is one.
 
         A primary that is down cannot be compared with; its replicas then serve
         unverified, and are verified by a later connection.
         """
         if (name, str(node.settings_dict["NAME"])) in _verified:
-            return
+            return True
+        cluster = self.clusters[cluster_name]
         problem = None
         if self.engine.is_replica(node) is False:
+            self.leaders.search(cluster_name)
+            if leaders.leads(self.keys[cluster_name], name):
+                return False
             problem = NodeMismatch(
                 "E203",
                 f"{name} is declared as a replica, but the server accepts writes: it "
@@ -224,7 +279,7 @@ class NodeSet:
             try:
                 systems = self.engine.identity(primary), self.engine.identity(node)
             except CONNECTION_ERRORS:
-                return
+                return True
             if systems[0] != systems[1]:
                 problem = NodeMismatch(
                     "E201",
@@ -235,6 +290,7 @@ class NodeSet:
         if problem is not None:
             raise problem
         _verified.add((name, str(node.settings_dict["NAME"])))
+        return True
 
     def is_replaceable(self, node: Any, error: Error) -> bool:
         """Whether another node may answer what a replica could not."""
@@ -270,6 +326,7 @@ class NodeSet:
         if position is None:
             session.saw_unknown(key)
         else:
+            leaders.saw_timeline(key, position.timeline)
             session.demand(key, [position], self.engine.merge)
 
     # -- all ------------------------------------------------------------------

@@ -7,6 +7,7 @@ handed out.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -61,6 +62,7 @@ class ReadCursor:
             if self._measured(self._is_proved, choice, sql, params):
                 return True
             self._is_behind = True
+            self._drop()  # a named cursor, which the statement opens again
             if self._replicas.waited(self._place.cluster, choice, self._left_s()):
                 self._measured(self._send, choice, sql, params)
                 return True
@@ -77,6 +79,8 @@ class ReadCursor:
     def _measured(self, action: Any, choice: Choice, sql: Any, params: Any) -> Any:
         """Do it, and let the load of its node and the breaker know."""
         name = choice.name or self._replicas.primary_of(self._place)
+        if events.is_observed():
+            self._tell_sent(name)
         started, has_failed = load.started(name), True
         try:
             found = action(choice, sql, params)
@@ -86,6 +90,17 @@ class ReadCursor:
         if choice.name is not None:
             breaker.succeeded(name)
         return found
+
+    def _tell_sent(self, name: str) -> None:
+        """A node is asked; of several in one statement the last one answers."""
+        events.emit(
+            "sent",
+            alias=self._routing.topology.alias,
+            cluster=self._place.cluster,
+            node=name,
+            level=self._place.level.name,
+            is_write=False,
+        )
 
     def _left_s(self) -> float:
         now = time.monotonic()
@@ -113,9 +128,8 @@ class ReadCursor:
         return self._routing.node(self._place.cluster, is_write=True)
 
     def _drop(self) -> None:
-        if self.inner is not None:
-            self.inner.close()
-            self.inner = None
+        self.close()
+        self.inner = None
 
     def executemany(self, sql: Any, param_list: Any) -> Any:
         """Not a read: on the primary."""
@@ -126,7 +140,11 @@ class ReadCursor:
             return self.inner.executemany(sql, param_list)
 
     def close(self) -> None:
-        if self.inner is not None:
+        if self.inner is None:
+            return
+        # A named cursor is closed by a statement. With its connection it is gone, and
+        # whoever read the rows has them all.
+        with contextlib.suppress(self._routing.wrapper.Database.Error):
             self.inner.close()
 
     def __getattr__(self, name: str) -> Any:

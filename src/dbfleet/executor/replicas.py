@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbfleet import conf, sessions
 from dbfleet.errors import NodeUnavailable, WriteLost
+from dbfleet.executor import leaders
 from dbfleet.executor.failures import CONNECTION_ERRORS
 from dbfleet.health import breaker
 from dbfleet.levels import SESSION, Level
@@ -79,11 +80,19 @@ class Replicas:
             state is None
             or state.is_unknown
             or not state.node
-            or state.policy not in (place.policy, None)
+            or not self._chose(place, state)
             or time.monotonic() >= state.stays_until
         ):
             return None
         return self._offered(place.cluster, state, state.node)
+
+    def _chose(self, place: Place, state: ClusterState) -> bool:
+        """Whether the place's policy chose where the session reads; a session that
+        another process began stays where the cluster's own policy put it."""
+        if state.policy is not None:
+            return state.policy is place.policy
+        cluster = self.nodes.clusters[place.cluster]
+        return conf.settings().policy_for(cluster) is place.policy
 
     def choices(
         self, place: Place, tried: Choice | None, is_behind: bool
@@ -178,7 +187,7 @@ class Replicas:
         """A replica, connected, that may be read from now; else None."""
         if not breaker.is_usable(name) or not breaker.admits(name):
             return None
-        return self.nodes.usable_replica(self.nodes.clusters[cluster], name)
+        return self.nodes.usable_replica(cluster, name)
 
     def _learn_floor(self, cluster: str, state: ClusterState) -> None:
         """Ask the primary for the position that the session may have seen."""
@@ -200,6 +209,9 @@ class Replicas:
     def _ordered(self, cluster: str, policy: Policy) -> Sequence[str]:
         names = self.nodes.clusters[cluster].replicas
         share = conf.settings().max_ejected_share
+        leader = leaders.leader_of(self.nodes.keys[cluster])
+        if leader is not None:
+            names = tuple(name for name in names if name != leader.name)
         usable = breaker.usable(self.nodes.keys[cluster], names, share)
         return policy.order(usable) if usable else ()
 
@@ -211,6 +223,9 @@ class Replicas:
         if have is None or choice.name is None:
             return have is not None
         applied.learn(self.engine, choice.name, have)
+        key = self.nodes.keys[cluster]
+        if leaders.saw_timeline(key, have.timeline):
+            self.nodes.leaders.search(cluster)
         return self._judge(cluster, choice.wants, have)
 
     def _judge(self, cluster: str, wants: tuple[Position, ...], have: Position) -> bool:

@@ -120,6 +120,12 @@ class FleetTransaction:
             raise self._ended(part)
         part.wrote = part.wrote or is_write
 
+    def holds(self, cluster: str) -> bool:
+        """Whether something of the transaction is on this cluster's primary."""
+        if cluster == HOME:
+            return self.wrapper.connection is not None
+        return cluster in self.enlisted
+
     def _has_ended(self, part: Participant) -> bool:
         node = part.node
         return node.connection is not part.connection or self.engine.is_closed(node)
@@ -258,6 +264,7 @@ class FleetTransaction:
         """
         writers = [part for part in self.enlisted.values() if part.wrote]
         try:
+            self.wrapper.nodes.check_leaders(self)
             for part in writers:
                 if self._has_ended(part):
                     raise self._ended(part)
