@@ -102,6 +102,11 @@ def raw_where(sql):
     return ROLES[raw(sql)[0][0]]
 
 
+def bounded_where(max_lag_s):
+    with dbfleet.consistency(dbfleet.bounded(max_lag_s)):
+        return where()
+
+
 def turns(count, read=None):
     '''What the reads of as many sessions say.'''
     found = []

@@ -16,7 +16,7 @@ from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.utils import DEFAULT_DB_ALIAS, DatabaseErrorWrapper, load_backend
 from django.utils.functional import cached_property
 
-from dbfleet import explain, placement, runtime, topology
+from dbfleet import explain, placement, querysets, runtime, topology
 from dbfleet.backend.creation import creation_class
 from dbfleet.backend.introspection import introspection_class
 from dbfleet.backend.operations import operations_class
@@ -50,6 +50,7 @@ def fleet_class(engine_path: str) -> type:
     placement.install()
     runtime.install()
     explain.install()
+    querysets.install()
     vendor_class: type[Any] = load_backend(engine_path).DatabaseWrapper
     body = {
         "__module__": vendor_class.__module__,

@@ -116,10 +116,10 @@ def connecting(node: Any, owner: Any) -> Iterator[None]:
 
 def _lost(owner: Any, node: Any, error: Error) -> NodeUnavailable:
     is_enlisted = any(p.node is node for p in owner.transaction.enlisted.values())
-    if node is not owner and not is_enlisted:
+    if not is_enlisted and (node is not owner or not owner.transaction.is_open):
         # The next statement connects anew; a transaction must end first.
         with contextlib.suppress(Exception):
-            node.close()
+            node._close()  # not close(): that of home closes every node
         node.connection = None
     return NodeUnavailable(
         "E204",
