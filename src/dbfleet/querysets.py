@@ -22,7 +22,7 @@ def consistency(queryset: _Queryset, level: str | Level) -> _Queryset:
     Raises ConfigurationError for another level.
     """
     chosen = read_level(level)
-    clone: _Queryset = queryset._chain()
+    clone: _Queryset = queryset.all()
     clone.query.fleet_level = chosen  # type: ignore[attr-defined]
     return clone
 

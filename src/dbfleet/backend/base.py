@@ -112,7 +112,10 @@ class FleetMixin:
         return Routing(self)
 
     def get_connection_params(self) -> Any:
-        return resolved_params(self, super().get_connection_params)  # type: ignore[misc]
+        params = resolved_params(self, super().get_connection_params)  # type: ignore[misc]
+        if self.topology is not None and self.topology.home.replicas:
+            params = self.engine.connection_params(self, params)
+        return params
 
     @cached_property
     def wrap_database_errors(self) -> DatabaseErrorWrapper:
@@ -242,6 +245,8 @@ class FleetMixin:
         self._on_home(super().init_connection_state)  # type: ignore[misc]
         if self.topology is not None and self.topology.read_only:
             self.engine.make_read_only(self)
+        elif self.topology is not None and self.topology.home.replicas:
+            self.engine.track_commits(self)
 
     def check_constraints(self, table_names: Any = None) -> None:
         if self.routing is None or not self.topology.is_sharded:

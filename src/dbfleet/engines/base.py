@@ -206,6 +206,14 @@ class Engine:
         """The timeline a primary writes; a round trip for a new connection."""
         return 0
 
+    def connection_params(self, node: Any, params: dict[str, Any]) -> dict[str, Any]:
+        """What a primary with replicas connects with, so that commits can tell."""
+        return params
+
+    def track_commits(self, primary: Any) -> None:
+        """Have a new connection's commits tell their position; one round trip, or
+        none."""
+
     def prepare_guard(self, replica: Any) -> None:
         """Make what every guarded read asks cheap, on a new connection."""
 

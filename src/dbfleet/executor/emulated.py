@@ -21,8 +21,8 @@ class Emulation(Protocol):
     def replica(self, nodes: Any, cluster: str, name: str) -> Any:
         """What stands for a replica; None if it is to be down."""
 
-    def wrote(self, nodes: Any, cluster: str) -> None:
-        """A statement that may write is about to be sent to a primary."""
+    def sent(self, nodes: Any, cluster: str, *, is_write: bool) -> None:
+        """A statement is about to be sent to a primary."""
 
     def is_harness(self, wrapper: Any) -> bool:
         """Whether the open transaction is the test's own, not the tested code's."""
@@ -47,10 +47,10 @@ class Emulated(dict[str, Emulation]):
     def replica(self, nodes: Any, cluster: str, name: str) -> Any:
         return self[nodes.topology.alias].replica(nodes, cluster, name)
 
-    def wrote(self, nodes: Any, cluster: str) -> None:
+    def sent(self, nodes: Any, cluster: str, *, is_write: bool) -> None:
         found = self.get(nodes.topology.alias)
         if found is not None:
-            found.wrote(nodes, cluster)
+            found.sent(nodes, cluster, is_write=is_write)
 
     def is_harness(self, wrapper: Any) -> bool:
         found = self.get(wrapper.alias)

@@ -69,7 +69,10 @@ class NodeMixin:
     leader: Any = None
 
     def get_connection_params(self) -> Any:
-        return resolved_params(self, super().get_connection_params)  # type: ignore[misc]
+        params = resolved_params(self, super().get_connection_params)  # type: ignore[misc]
+        if self.cluster is not None:
+            params = self.owner.engine.connection_params(self, params)
+        return params
 
     @cached_property
     def wrap_database_errors(self) -> DatabaseErrorWrapper:
@@ -105,6 +108,8 @@ class NodeMixin:
             owner.engine.make_read_only(self)
         if self.is_replica_node and owner is not None:
             owner.engine.prepare_guard(self)
+        elif self.cluster is not None:
+            owner.engine.track_commits(self)
 
 
 @lru_cache(maxsize=32)
