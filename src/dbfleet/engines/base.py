@@ -330,6 +330,13 @@ class Engine:
         """Undo a prepared transaction."""
         raise NotImplementedError
 
+    def is_prepared(self, node: Any, gid: str) -> bool:
+        """Whether ``gid`` is prepared and not finished; one round trip.
+
+        Once it is not, everybody can read what it committed.
+        """
+        return False
+
     def settling_sql(self, gid: str, *, commit: bool) -> str:
         """The statement an operator runs on a node to settle ``gid``."""
         raise NotImplementedError

@@ -107,6 +107,10 @@ class MySQLEngine(GtidPositions):
     def rollback_prepared(self, node: Any, gid: str) -> None:
         self.run(node, self.settling_sql(gid, commit=False)).close()
 
+    def is_prepared(self, node: Any, gid: str) -> bool:
+        # MySQL, not MariaDB, wants the privilege XA_RECOVER_ADMIN.
+        return any(_text(row[3]) == gid for row in self.fetch(node, "XA RECOVER"))
+
     def settling_sql(self, gid: str, *, commit: bool) -> str:
         return f"XA {'COMMIT' if commit else 'ROLLBACK'} '{gid}'"
 
@@ -288,6 +292,10 @@ class MySQLEngine(GtidPositions):
 
     def restarts_ids(self, sql: str) -> bool:
         return sql.startswith("TRUNCATE") or "AUTO_INCREMENT" in sql
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _size(row: Row) -> int:

@@ -23,6 +23,14 @@ _HASHES = {
     "interval": "interval_hash_extended",
     "jsonb": "jsonb_hash_extended",
 }
+#: how long a shard's transaction waits for a lock, where the role, the database or the
+#: connection has no ``lock_timeout`` of its own. A deadlock over several servers is
+#: seen by none of them and would last; InnoDB ends it by its own limit of 50 s.
+LOCK_TIMEOUT_S = 30
+_BOUND_WAITS = (
+    "SELECT set_config('lock_timeout', CASE current_setting('lock_timeout') "
+    f"WHEN '0' THEN '{LOCK_TIMEOUT_S}s' ELSE current_setting('lock_timeout') END, true)"
+)
 _INTEGER_TYPES = frozenset({"smallint", "integer", "bigint"})
 _SERIAL_SEQUENCE = re.compile(
     r"""(\bpg_get_serial_sequence\s*\(\s*)('(?:"[^"']+"|\w+)')""", re.IGNORECASE
@@ -100,7 +108,11 @@ class PostgreSQLEngine(WalPositions):
         level = node.settings_dict["OPTIONS"].get("isolation_level")
         name = getattr(level, "name", None)
         suffix = f" ISOLATION LEVEL {name.replace('_', ' ')}" if name else ""
-        self.run(node, f"BEGIN{suffix}").close()
+        node.ensure_connection()
+        with node.wrap_database_errors:
+            # One message, which must not become a prepared statement.
+            begin = f"BEGIN{suffix}; {_BOUND_WAITS}"
+            node.create_cursor().execute(begin, prepare=False).close()
 
     def prepare(self, node: Any, gid: str) -> None:
         cursor = self.run(node, f"PREPARE TRANSACTION {quote_literal(gid)}")
@@ -119,6 +131,10 @@ class PostgreSQLEngine(WalPositions):
 
     def rollback_prepared(self, node: Any, gid: str) -> None:
         self.run(node, self.settling_sql(gid, commit=False)).close()
+
+    def is_prepared(self, node: Any, gid: str) -> bool:
+        sql = "SELECT 1 FROM pg_prepared_xacts WHERE gid = %s"
+        return bool(self.fetch(node, sql, [gid]))
 
     def settling_sql(self, gid: str, *, commit: bool) -> str:
         verb = "COMMIT" if commit else "ROLLBACK"

@@ -3,12 +3,16 @@
 For each stored row and each such constraint home holds one row whose primary key is a
 digest of the constrained values, as the row's own database spells them. Written in
 the transaction of the row itself, so it is there exactly when the row is.
+
+Locks are taken in one order: rows on shards first, claims in home last, sorted. So a
+statement that waits in home waits for one that no longer waits on any shard, and no
+cycle of waiting runs over two servers, where none of them would see it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +24,12 @@ from django.db.utils import IntegrityError
 
 from dbfleet.planner.plan import Facts
 from dbfleet.planner.tables import Table
+from dbfleet.sharding import settling
 
 #: claims in one statement
 BATCH = 500
 
-_COLUMNS = ("claim", "table_name", "row_key", "constraint_name", "shard")
+_COLUMNS = ("claim", "table_name", "row_key", "constraint_name", "shard", "gid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class Claim:
     claim: str
     row_key: str
     rule: str
+    #: where the row is
+    shard: str = ""
 
 
 def rules_of(facts: Facts, table: Table, connection: Any) -> tuple[Rule, ...]:
@@ -190,7 +197,9 @@ class Claims:
         self.wrapper, self.engine = wrapper, wrapper.engine
         self._quote = wrapper.ops.quote_name
 
-    def of_rows(self, node: Any, where: str, params: Sequence[Any]) -> list[Claim]:
+    def of_rows(
+        self, node: Any, where: str, params: Sequence[Any], shard: str = ""
+    ) -> list[Claim]:
         """What the stored rows that ``where`` finds claim; one round trip."""
         keys = row_key_sql(self.facts, self.table, self.wrapper)
         columns: list[str] = list(keys)
@@ -209,9 +218,9 @@ class Claims:
             f"WHERE {where}"
         )
         rows = self.engine.fetch(node, sql, [*values, *params])
-        return [claim for row in rows for claim in self._of_row(row, len(keys))]
+        return [c for row in rows for c in self._of_row(row, len(keys), shard)]
 
-    def _of_row(self, row: Sequence[Any], keys: int) -> Iterable[Claim]:
+    def _of_row(self, row: Sequence[Any], keys: int, shard: str) -> Iterable[Claim]:
         row_key = digest(*map(_as_text, row[:keys]))
         at = keys
         for rule in self.rules:
@@ -220,51 +229,73 @@ class Claims:
             if not applies or (rule.nulls_distinct and None in texts):
                 continue
             parts = ("n" if t is None else "v" + _as_text(t) for t in texts)
-            yield Claim(digest(self.table.name, rule.name, *parts), row_key, rule.name)
+            claim = digest(self.table.name, rule.name, *parts)
+            yield Claim(claim, row_key, rule.name, shard)
 
-    def hold(self, claims: Sequence[Claim], shard: str) -> None:
-        """Take claims; raises IntegrityError when another row holds one."""
-        for start in range(0, len(claims), BATCH):
-            batch = claims[start : start + BATCH]
+    def change(self, before: Iterable[Claim], after: Iterable[Claim]) -> None:
+        """Make home's claims follow rows that were just written.
+
+        ``before`` is what the rows claimed while they were locked and not yet
+        written. The last step of a statement, since from here on it holds locks of
+        home; nothing at all where nothing changed, otherwise up to one round trip for
+        BEGIN, one for each 500 claims let go of and one for each 500 taken. Raises
+        IntegrityError, see :meth:`hold`.
+        """
+        before, after = set(before), set(after)
+        if before == after:
+            return
+        self.wrapper.routing.touch_home()
+        self.release(before - after)
+        self.hold(after - before)
+
+    def hold(self, claims: Collection[Claim]) -> None:
+        """Take claims; raises IntegrityError when another row holds one.
+
+        By then that row can be read on its shard, as one database has it, or its
+        commit has taken longer than ``settling.TIMEOUT_S``, which the message tells.
+        """
+        for batch in _batches(claims):
             try:
-                self._insert(batch, shard, "INSERT INTO", "")
+                self._insert(batch, "INSERT INTO", "")
             except IntegrityError as error:
-                raise self._violated(batch, error) from error
+                holders = settling.holders(self.wrapper, [c.claim for c in batch])
+                pending = settling.wait(self.wrapper, holders)
+                raise self._violated(batch, pending) from error
 
-    def hold_free(self, claims: Sequence[Claim], shard: str) -> frozenset[str]:
-        """Take those claims that nobody holds; return the keys of rows that lost."""
+    def hold_free(self, claims: Collection[Claim]) -> frozenset[tuple[str, str]]:
+        """Take those claims that nobody holds; (shard, key) of the rows that lost."""
         ops = self.wrapper.ops
         ignore = OnConflict.IGNORE
-        lost: set[str] = set()
-        for start in range(0, len(claims), BATCH):
-            batch = claims[start : start + BATCH]
+        lost: set[tuple[str, str]] = set()
+        for batch in _batches(claims):
             suffix = ops.on_conflict_suffix_sql([], ignore, [], [])
-            self._insert(batch, shard, ops.insert_statement(ignore), suffix)
-            marks = ", ".join(["%s"] * len(batch))
+            self._insert(batch, ops.insert_statement(ignore), suffix)
             owners = {
-                claim: (row_key, owner)
-                for claim, row_key, owner in self.engine.fetch(
+                claim: (shard, row_key, gid)
+                for claim, shard, row_key, gid in self.engine.fetch(
                     self.wrapper,
-                    "SELECT claim, row_key, shard FROM dbfleet_unique "
-                    f"WHERE claim IN ({marks})",
+                    "SELECT claim, shard, row_key, gid FROM dbfleet_unique "
+                    f"WHERE claim IN ({_marks(batch)})",
                     [claim.claim for claim in batch],
                 )
             }
             # A row of another shard may have the same primary key, and so row key.
-            lost |= {
-                c.row_key for c in batch if owners.get(c.claim) != (c.row_key, shard)
-            }
-        if lost:
-            self.release(lost, shard=shard)
+            taken = [
+                c for c in batch if owners.get(c.claim, ())[:2] != (c.shard, c.row_key)
+            ]
+            lost |= {(c.shard, c.row_key) for c in taken}
+            others = [owners[c.claim] for c in taken if c.claim in owners]
+            settling.wait(self.wrapper, [(shard, gid) for shard, _, gid in others])
+        self.release([c for c in claims if (c.shard, c.row_key) in lost])
         return frozenset(lost)
 
-    def _insert(
-        self, batch: Sequence[Claim], shard: str, verb: str, suffix: str
-    ) -> None:
+    def _insert(self, batch: Sequence[Claim], verb: str, suffix: str) -> None:
         one = "(" + ", ".join(["%s"] * len(_COLUMNS)) + ")"
+        gid_of = self.wrapper.transaction.gid_of
         values: list[Any] = []
-        for claim in batch:
-            values += [claim.claim, self.table.name, claim.row_key, claim.rule, shard]
+        for c in batch:
+            values += [c.claim, self.table.name, c.row_key, c.rule]
+            values += [c.shard, gid_of(c.shard)]
         self.engine.run(
             self.wrapper,
             f"{verb} dbfleet_unique ({', '.join(_COLUMNS)}) VALUES "
@@ -272,35 +303,40 @@ class Claims:
             values,
         ).close()
 
-    def release(
-        self, row_keys: Iterable[str], rules: Iterable[Rule] = (), shard: str = ""
-    ) -> None:
-        """Let go of what rows claim: of some constraints or all, of a shard or all."""
-        keys = list(dict.fromkeys(row_keys))
-        names = [rule.name for rule in rules]
-        for start in range(0, len(keys), BATCH):
-            batch = keys[start : start + BATCH]
-            sql = (
-                "DELETE FROM dbfleet_unique WHERE table_name = %s AND row_key IN "
-                f"({', '.join(['%s'] * len(batch))})"
-            )
-            if names:
-                sql += f" AND constraint_name IN ({', '.join(['%s'] * len(names))})"
-            params = [self.table.name, *batch, *names]
-            if shard:
-                sql += " AND shard = %s"
-                params.append(shard)
-            self.engine.run(self.wrapper, sql, params).close()
+    def release(self, claims: Collection[Claim]) -> None:
+        """Let go of claims, except those that another row holds."""
+        for batch in _batches(claims):
+            # By primary key: a scan would wait for claims that are not concerned.
+            keys = list(dict.fromkeys(claim.row_key for claim in batch))
+            self.engine.run(
+                self.wrapper,
+                f"DELETE FROM dbfleet_unique WHERE claim IN ({_marks(batch)}) "
+                f"AND row_key IN ({_marks(keys)})",
+                [*(claim.claim for claim in batch), *keys],
+            ).close()
 
-    def _violated(
-        self, batch: Sequence[Claim], error: IntegrityError
-    ) -> IntegrityError:
+    def _violated(self, batch: Sequence[Claim], pending: list[str]) -> IntegrityError:
         names = ", ".join(sorted({f'"{claim.rule}"' for claim in batch}))
+        hint = "".join(
+            f"; still prepared after {settling.TIMEOUT_S} s, settle it: {one}"
+            for one in pending
+        )
         return IntegrityError(
             f"duplicate key value violates unique constraint {names} of "
             f"{self.table.label} (UNIQUE constraint failed: {self.table.name}; "
-            "enforced over all shards)"
+            f"enforced over all shards){hint}"
         )
+
+
+def _batches(claims: Collection[Claim]) -> Iterable[list[Claim]]:
+    """In one order everywhere, so that two writers do not wait for each other."""
+    ordered = sorted(claims, key=lambda claim: claim.claim)
+    for start in range(0, len(ordered), BATCH):
+        yield ordered[start : start + BATCH]
+
+
+def _marks(values: Collection[Any]) -> str:
+    return ", ".join(["%s"] * len(values))
 
 
 def _as_text(value: Any) -> str:

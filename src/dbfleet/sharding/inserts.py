@@ -18,7 +18,7 @@ from django.db.utils import ProgrammingError
 from dbfleet.errors import InvalidShardKey, NullShardKey, RouteRefused
 from dbfleet.planner.route import HOME
 from dbfleet.sharding import ids
-from dbfleet.sharding.claims import Claims
+from dbfleet.sharding.claims import Claim, Claims
 from dbfleet.sharding.writer import Writer
 
 
@@ -235,71 +235,79 @@ class Inserter(Writer):
         query = compiler.query
         objs = query.objs
         rows: dict[int, Any] = {}
+        before: list[Claim] = []
+        after: list[Claim] = []
         with self.transaction.statement():
             try:
-                for n, (shard, places) in enumerate(groups.items()):
+                for n, shard in enumerate(sorted(groups)):
+                    places = groups[shard]
                     query.objs = [objs[at] for at in places]
-                    known = self._before(query, shard)
+                    if query.on_conflict is not None:
+                        before += self._claims_at(query, shard, locks=True)
                     with self.routing.on(shard, is_write=True, is_logged=n == 0):
                         got = execute(returning)
-                    if self.rules:
-                        self._claim_inserted(query, shard, known)
+                    after += self._claims_at(query, shard)
                     rows.update(zip(places, got, strict=False))
             finally:
                 query.objs = objs
+            there = {s: [objs[at] for at in places] for s, places in groups.items()}
+            self._claim(query, there, before, after)
         return [rows[at] for at in sorted(rows)]
 
-    def _before(self, query: Any, shard: str) -> frozenset[str]:
-        """Rows that were there already, of those an upsert may leave or change."""
-        if not self.rules or query.on_conflict is None:
-            return frozenset()
-        node = self.routing.node(shard, is_write=True)
-        claims = self.claims()
+    def _claims_at(self, query: Any, shard: str, *, locks: bool = False) -> list[Claim]:
+        """What the rows of ``query.objs`` on a shard claim: those that were there
+        already, of which an upsert may leave or change some, or all."""
+        if not self.rules:
+            return []
         if query.on_conflict == OnConflict.UPDATE:
             where, params = self._any_of_conflict(query)
+            if locks and self.wrapper.features.has_select_for_update:
+                where = f"({where}) {self.wrapper.ops.for_update_sql()}"
         else:
             where, params = self.by_pk(self.pks_of(query.objs))
-        held = {claim.row_key for claim in claims.of_rows(node, where, params)}
-        if query.on_conflict == OnConflict.UPDATE:
-            claims.release(held)
-            return frozenset()
-        return frozenset(held)
+        node = self.routing.node(shard, is_write=True)
+        return self.claims().of_rows(node, where, params, shard)
+
+    def _claim(
+        self,
+        query: Any,
+        groups: dict[str, list[Any]],
+        before: Sequence[Claim],
+        after: Sequence[Claim],
+    ) -> None:
+        """Home's part, after every shard's."""
+        claims = self.claims()
+        if query.on_conflict != OnConflict.IGNORE:
+            claims.change(before, after)
+            return
+        known = {(claim.shard, claim.row_key) for claim in before}
+        found = [c for c in after if (c.shard, c.row_key) not in known]
+        if not found:
+            return
+        self.routing.touch_home()
+        lost = claims.hold_free(found)
+        for shard in sorted({shard for shard, _ in lost}):
+            keys = {row_key for there, row_key in lost if there == shard}
+            self._remove_rows(shard, groups[shard], claims, keys)
+
+    def _remove_rows(
+        self, shard: str, objs: Sequence[Any], claims: Claims, lost: set[str]
+    ) -> None:
+        """Take back rows that conflict with a row of another shard."""
+        node = self.routing.node(shard, is_write=True)
+        name = self.wrapper.ops.quote_name(self.table.name)
+        for pk in self.pks_of(objs):
+            where, params = self.by_pk([pk])
+            if {c.row_key for c in claims.of_rows(node, where, params)} & lost:
+                self.facts.engine.run(
+                    node, f"DELETE FROM {name} WHERE {where}", params
+                ).close()
 
     def _any_of_conflict(self, query: Any) -> tuple[str, list[Any]]:
         fields = list(query.unique_fields) or list(self.table.pk_fields)
         return self.by_values(
             fields, [tuple(getattr(o, f.attname) for f in fields) for o in query.objs]
         )
-
-    def _claim_inserted(self, query: Any, shard: str, known: frozenset[str]) -> None:
-        node = self.routing.node(shard, is_write=True)
-        claims = self.claims()
-        if query.on_conflict == OnConflict.UPDATE:
-            where, params = self._any_of_conflict(query)
-        else:
-            where, params = self.by_pk(self.pks_of(query.objs))
-        found = [
-            c for c in claims.of_rows(node, where, params) if c.row_key not in known
-        ]
-        self.routing.touch_home()
-        if query.on_conflict != OnConflict.IGNORE:
-            claims.hold(found, shard)
-            return
-        lost = claims.hold_free(found, shard)
-        if lost:
-            self._remove_rows(node, query, claims, lost)
-
-    def _remove_rows(
-        self, node: Any, query: Any, claims: Claims, lost: frozenset[str]
-    ) -> None:
-        """Take back rows that conflict with a row of another shard."""
-        name = self.wrapper.ops.quote_name(self.table.name)
-        for pk in self.pks_of(query.objs):
-            where, params = self.by_pk([pk])
-            if {c.row_key for c in claims.of_rows(node, where, params)} & lost:
-                self.facts.engine.run(
-                    node, f"DELETE FROM {name} WHERE {where}", params
-                ).close()
 
     # -- conflicts that a shard cannot see ------------------------------------------
 

@@ -151,7 +151,8 @@ class KeyedWriter(Writer):
                 ]
                 step = groups[key] = Step(shard, [], final)
             step.pks.append(tuple(row[:pk_count]))
-        for step in groups.values():
+        # Rows are locked shard by shard, in the order that every statement keeps.
+        for step in sorted(groups.values(), key=lambda step: step.shard or ""):
             for at in range(0, len(step.pks), BATCH):
                 yield Step(step.shard, step.pks[at : at + BATCH], step.values)
 
@@ -172,9 +173,7 @@ class KeyedWriter(Writer):
         rules = [rule for rule in self.rules if rule.columns & written]
         if written & set(self.table.pk_columns):
             rules = list(self.rules)  # every claim names its row by the primary key
-        if rules:
-            for step in steps:
-                self._release(step, rules)
+        before = self._claims_in(steps, rules, locks=True)
         count = 0
         moves = self.routing.moves_rows(self.table, written)
         for step in steps:
@@ -188,8 +187,8 @@ class KeyedWriter(Writer):
             for cluster in self._clusters(step.shard):
                 if moves:
                     self._move(cluster, pks)
-        for step in steps if rules else ():
-            self._hold(step, rules, everywhere=moves)
+        after = self._claims_in(steps, rules, is_written=True, everywhere=moves)
+        self.claims(rules).change(before, after)
         return count
 
     def _update(self, cluster: str, step: Step, order_by: Any, *, moves: bool) -> int:
@@ -261,42 +260,47 @@ class KeyedWriter(Writer):
 
     # -- claims -------------------------------------------------------------------
 
-    def _claims_of(
+    def _claims_in(
         self,
-        cluster: str,
-        pks: list[tuple[Any, ...]],
+        steps: Iterable[Step],
         rules: Sequence[Any],
         *,
         locks: bool = False,
+        is_written: bool = False,
+        everywhere: bool = False,
     ) -> list[Claim]:
-        where, params = self.by_pk(pks)
-        if locks and self.wrapper.features.has_select_for_update:
-            # Of two writers of a row, the later one finds what the other claimed.
-            where += f" {self.wrapper.ops.for_update_sql()}"
-        node = self.routing.node(cluster, is_write=True)
-        return self.claims(rules).of_rows(node, where, params)
-
-    def _release(self, step: Step, rules: Sequence[Any]) -> None:
-        self.routing.touch_home()
-        for cluster in self._clusters(step.shard):
-            held = self._claims_of(cluster, step.pks, rules, locks=True)
-            self.claims(rules).release([claim.row_key for claim in held], rules)
-
-    def _hold(self, step: Step, rules: Sequence[Any], *, everywhere: bool) -> None:
-        pks = self._new_pks(step)
-        clusters = self.facts.shards if everywhere else self._clusters(step.shard)
-        for cluster in clusters:
-            self.claims(rules).hold(self._claims_of(cluster, pks, rules), cluster)
+        """What the rows of the steps claim; one round trip for each cluster of each."""
+        found: list[Claim] = []
+        for step in steps if rules else ():
+            pks = self._new_pks(step) if is_written else step.pks
+            where, params = self.by_pk(pks)
+            if locks and self.wrapper.features.has_select_for_update:
+                # Of two writers of a row, the later one finds what the other claimed.
+                where += f" {self.wrapper.ops.for_update_sql()}"
+            for cluster in (
+                self.facts.shards if everywhere else self._clusters(step.shard)
+            ):
+                node = self.routing.node(cluster, is_write=True)
+                found += self.claims(rules).of_rows(node, where, params, cluster)
+        return found
 
     # -- DELETE -------------------------------------------------------------------
 
     def delete(self, original: Query) -> int:
         """Delete the rows of ``original``, letting go of what they claim."""
         with self.transaction.statement():
-            steps = self._steps(self.pick(original), [], [], [])
+            steps = list(self._steps(self.pick(original), [], [], []))
             if not self.referrers:  # their rows may be of this table, and change
                 self._conditions = self._own_conditions(original)
-            return sum(self._delete(step) for step in steps)
+            for step in steps if self.referrers else ():
+                self._act_on_referrers(step.pks)
+            before = self._claims_in(steps, self.rules, locks=True)
+            count = sum(map(self._delete, steps))
+            is_complete = count == sum(len(step.pks) for step in steps)
+            # Rows may stay after all, and so do their claims.
+            after = [] if is_complete else self._claims_in(steps, self.rules)
+            self.claims().change(before, after)
+            return count
 
     @cached_property
     def referrers(self) -> list[Any]:
@@ -328,10 +332,6 @@ class KeyedWriter(Writer):
                     rows.update(**{field.name: field.db_default})
 
     def _delete(self, step: Step) -> int:
-        if self.referrers:
-            self._act_on_referrers(step.pks)
-        if self.rules:
-            self._release(step, self.rules)
         counts = []
         for cluster in self._clusters(step.shard):
             delete = DeleteQuery(self.table.opts.model)
@@ -340,8 +340,6 @@ class KeyedWriter(Writer):
             compiler = delete.get_compiler(self.wrapper.alias, self.wrapper)
             with self.routing.on(cluster, is_write=True):
                 counts.append(int(compiler.run_plain(ROW_COUNT) or 0))
-        if self.rules and sum(counts) < len(step.pks):
-            self._hold(step, self.rules, everywhere=False)  # rows that stay after all
         return max(counts) if self.table.is_reference else sum(counts)
 
 

@@ -17,6 +17,8 @@ from dbfleet.errors import ConfigurationError, NodeMismatch
 
 PREFIX = "dbfleet_"
 
+#: Claims have no second index: to InnoDB a unique one is a reason to lock the claim
+#: that happens to be next to it.
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS dbfleet_shard ("
     "slot_from integer NOT NULL PRIMARY KEY, slot_to integer NOT NULL, "
@@ -26,8 +28,7 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS dbfleet_unique ("
     "claim varchar(64) NOT NULL PRIMARY KEY, table_name varchar(190) NOT NULL, "
     "row_key varchar(64) NOT NULL, constraint_name varchar(190) NOT NULL, "
-    "shard varchar(63) NOT NULL, "
-    "CONSTRAINT dbfleet_unique_row UNIQUE (table_name, row_key, constraint_name))",
+    "shard varchar(63) NOT NULL, gid varchar(64) NOT NULL)",
     "CREATE TABLE IF NOT EXISTS dbfleet_decision ("
     "gid varchar(64) NOT NULL PRIMARY KEY, participants varchar(4000) NOT NULL, "
     "decided_at timestamp NOT NULL)",

@@ -122,7 +122,7 @@ class Reclaim:
         claims = self._claims(change.opts, rules)
         for shard in self.routing.topology.shards:
             node = self.routing.node(shard, is_write=False)
-            claims.hold(claims.of_rows(node, "1 = 1", []), shard)
+            claims.hold(claims.of_rows(node, "1 = 1", [], shard))
 
 
 def _opts_after(opts: Any, args: Sequence[Any]) -> Any:

@@ -32,6 +32,7 @@ from dbfleet.errors import (
     TransactionAborted,
     TwoPhaseUnavailable,
 )
+from dbfleet.executor.emulated import emulated
 from dbfleet.executor.failures import reason_of
 from dbfleet.observe import events
 
@@ -88,6 +89,11 @@ class FleetTransaction:
             return not wrapper.autocommit
         return not wrapper.settings_dict["AUTOCOMMIT"]
 
+    @property
+    def is_of_project(self) -> bool:
+        """Whether it is open, and not merely a test's own around the tested code."""
+        return self.is_open and not (emulated and emulated.is_harness(self.wrapper))
+
     def check_usable(self) -> None:
         """Refuse statements once one node has failed, as one server would."""
         if not self.engine.aborts_on_error:
@@ -137,6 +143,11 @@ class FleetTransaction:
             "inside the transaction, and with it what was done there: the transaction "
             "can only be rolled back, on every node",
         )
+
+    def gid_of(self, cluster: str) -> str:
+        """What ``cluster`` would prepare as; empty if it is not enlisted. No I/O."""
+        part = self.enlisted.get(cluster)
+        return "" if part is None else part.gid
 
     def _gid(self, cluster: str) -> str:
         if not self._id:
