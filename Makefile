@@ -15,9 +15,10 @@ APPS ?=
 BOUNDED ?=
 # make differential
 COUNT ?= 500
+# make differential, make faults
 SEED ?=
 # make faults
-OPS ?= 6000
+OPS ?= 30000
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
@@ -59,8 +60,9 @@ differential: $(VENV)/.test ## random querysets, one database against a fleet (C
 	@$(BIN)/python -m tests.differential --count $(COUNT) $(if $(SEED),--seed $(SEED))
 
 .PHONY: faults
-faults: $(VENV)/.test ## concurrent clients while servers fail (OPS)
-	@$(BIN)/python -m tests.faults --ops $(OPS)
+faults: $(VENV)/.test ## concurrent clients while servers fail (OPS ENGINE SEED)
+	@$(BIN)/python -m tests.faults --ops $(OPS) --engine $(ENGINE) \
+		$(if $(SEED),--seed $(SEED))
 
 .PHONY: bench
 bench: $(VENV)/.test ## overhead against plain Django, to build/bench.json

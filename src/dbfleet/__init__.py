@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dbfleet.runtime import close_runtime, scope
     from dbfleet.sessions import consistency, session
     from dbfleet.sessions.pins import on_shard, pin
+    from dbfleet.sessions.tokens import resume, token
 
 __version__ = "0.1.0.dev0"
 
@@ -32,8 +33,10 @@ __all__ = [
     "databases",
     "on_shard",
     "pin",
+    "resume",
     "scope",
     "session",
+    "token",
 ]
 
 _LAZY = {
@@ -45,8 +48,10 @@ _LAZY = {
     "consistency": "dbfleet.sessions",
     "on_shard": "dbfleet.sessions.pins",
     "pin": "dbfleet.sessions.pins",
+    "resume": "dbfleet.sessions.tokens",
     "scope": "dbfleet.runtime",
     "session": "dbfleet.sessions",
+    "token": "dbfleet.sessions.tokens",
 }
 
 

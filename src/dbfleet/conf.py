@@ -16,6 +16,7 @@ from django.core.signals import setting_changed
 from dbfleet.errors import ConfigurationError
 from dbfleet.levels import SESSION, Level, read_level
 from dbfleet.policies import Policy, Random, read_policy
+from dbfleet.topology.carriers import CarrierSettings, read_carriers
 from dbfleet.topology.mistakes import Mistakes, unknown_name
 from dbfleet.topology.options import is_positive, read_limits, read_zone
 from dbfleet.topology.snapshot import ClusterTopology, GatherLimits, Topology
@@ -38,9 +39,11 @@ class FleetSettings(NamedTuple):
     consistency: Level = SESSION
     levels: Mapping[str, Level] = FrozenDict()
     wait_timeout_s: float = 0.05
+    drains: bool = False
     max_ejected_share: float = 0.5
     max_fallback_reads: int | None = 32
     gather: Mapping[str, int] = FrozenDict()
+    carriers: CarrierSettings = CarrierSettings()
 
     def gather_for(self, topology: Topology) -> GatherLimits:
         """An alias's limits: its own, then ``DBFLEET["GATHER"]``, then built in."""
@@ -131,6 +134,8 @@ def read(given: object, mistakes: Mistakes) -> FleetSettings:
             f"must be between 0 and {MAX_WAIT_S} seconds, not {wait!r}",
         )
     values |= _read_health(given, mistakes)
+    if "CARRIERS" in given:
+        values["carriers"] = read_carriers(given["CARRIERS"], mistakes)
     limits = read_limits("DBFLEET", given.get("GATHER", {}), mistakes)
     return FleetSettings(gather=FrozenDict(limits), **values)
 
@@ -139,8 +144,10 @@ def read(given: object, mistakes: Mistakes) -> FleetSettings:
 MAX_WAIT_S = 60
 
 KEYS = (
+    "CARRIERS",
     "CONSISTENCIES",
     "CONSISTENCY",
+    "DRAINS",
     "GATHER",
     "LOCAL",
     "MAX_EJECTED_SHARE",
@@ -168,6 +175,13 @@ def _read_health(given: Mapping[str, object], mistakes: Mistakes) -> dict[str, A
             "E004",
             "DBFLEET['MAX_EJECTED_SHARE']",
             f"must be a share between 0 and 1, not {share!r}",
+        )
+    drains = given.get("DRAINS", False)
+    if isinstance(drains, bool):
+        found["drains"] = drains
+    else:
+        mistakes.add(
+            "E004", "DBFLEET['DRAINS']", f"must be True or False, not {drains!r}"
         )
     reads = given.get("MAX_FALLBACK_READS", 32)
     if reads is None or is_positive(reads):

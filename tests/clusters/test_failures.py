@@ -136,3 +136,13 @@ def test_a_session_that_wrote_does_not_read_less_than_it_wrote(fleet: Fleet) -> 
         what="the primary serves again",
     )
     assert fleet.ask("texts()") == ["mine"]
+
+
+def test_a_session_stays_on_its_replica_while_the_primary_is_down(fleet: Fleet) -> None:
+    """Its policy would have it move; nobody can tell what it saw."""
+    if len(fleet.replicas) < 2:
+        return
+    before = fleet.ask("where()")
+    fleet.servers.primary.kill()
+    fleet.run("sessions.current().of('default/home').stays_until = 0")
+    assert fleet.ask("[where(), where()]") == [before, before]

@@ -108,7 +108,7 @@ def wire(postgres: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wi
         console = Console(project)
         try:
             console.run(PRELUDE)
-            yield Wire(console, *proxies, postgres)
+            yield Wire(console, proxies[0], proxies[1], proxies[2], postgres)
         finally:
             console.close()
     finally:

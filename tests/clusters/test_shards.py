@@ -249,3 +249,20 @@ def test_a_setting_of_the_session_is_not_left_behind(shards: Shards) -> None:
         """
     )
     assert found == ["primary", "primary", ["primary", "primary"]]
+
+
+def test_a_gathered_read_has_its_querysets_level(shards: Shards) -> None:
+    for replica in shards.servers.replicas:
+        replica.pause_replay()
+    found = shards.run(
+        """
+        import contextvars
+        contextvars.Context().run(lambda: write("a", "new"))
+        rows = Item.objects.order_by("pk").values_list("text", flat=True)
+        result = (
+            sorted(rows.consistency("strong")),
+            sorted(rows.consistency("eventual")),
+        )
+        """
+    )
+    assert found == [["new", "old"], ["old", "old"]]

@@ -79,7 +79,10 @@ def databases(
         subject = pformat(again)
     elif alias == "cluster":
         on_replicas = [nodes.replica("home", number) for number in range(replicas)]
-        default = f"Cluster({nodes.node('home')!r}, replicas={on_replicas!r})"
+        default = (
+            f"Cluster({nodes.node('home')!r}, replicas={on_replicas!r}, "
+            "TEST={'REPLICAS': True})"
+        )
         subject = f"{{**databases(default={default}), 'other': {other}}}"
     else:
         spread = {f"s{n}": nodes.node(f"s{n}") for n in range(1, shards + 1)}

@@ -1,4 +1,4 @@
-"""Test databases of a fleet: one for every primary; replicas follow theirs."""
+"""Test databases of a fleet: one for every primary, and no replica unless asked."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class FleetCreation:
             node.settings_dict.setdefault("DECLARED_NAME", node.settings_dict["NAME"])
             node.settings_dict["NAME"] = shard_name
         self._rename_replicas(name)
+        self._leave_replicas_out()
         ledger.forget_alias(self.connection.alias)
         ids.forget(self.connection)
         return name
@@ -53,6 +54,22 @@ class FleetCreation:
                 nodes[node].setdefault("DECLARED_NAME", nodes[node]["NAME"])
                 nodes[node]["NAME"] = name
 
+    def _leave_replicas_out(self) -> None:
+        """A cluster of a test run is its primary: a replica, where there is one, would
+        lag behind one test while the next one runs. ``TEST={"REPLICAS": True}`` reads
+        from the replicas of the test database all the same."""
+        connection = self.connection
+        if not connection.settings_dict["TEST"].get("REPLICAS"):
+            connection.settings_dict["REPLICAS_OFF"] = True
+            connection.nodes.is_alone = True
+
+    def set_as_test_mirror(self, primary_settings_dict: dict[str, Any]) -> None:
+        """The alias shows another alias's test database, from that one's primary."""
+        super().set_as_test_mirror(primary_settings_dict)  # type: ignore[misc]
+        if self.connection.topology is not None:
+            self._rename_replicas(self.connection.settings_dict["NAME"])
+            self._leave_replicas_out()
+
     def destroy_test_db(
         self,
         old_database_name: str | None = None,
@@ -66,6 +83,8 @@ class FleetCreation:
             return
         for node in self._shard_nodes():
             node.close()
+        if self.connection.settings_dict.pop("REPLICAS_OFF", False):
+            self.connection.nodes.is_alone = False
         for settings in self.connection.settings_dict.get("NODES", {}).values():
             if "DECLARED_NAME" in settings:
                 settings["NAME"] = settings.pop("DECLARED_NAME")
@@ -94,6 +113,7 @@ class FleetCreation:
         super().setup_worker_connection(worker_id)  # type: ignore[misc]
         if self.connection.topology is not None:
             self._rename_replicas(self.connection.settings_dict["NAME"])
+            self._leave_replicas_out()
 
     def test_db_signature(self) -> Any:
         own = super().test_db_signature()  # type: ignore[misc]

@@ -31,14 +31,32 @@ class RawCursor:
     def __init__(self, routing: Any, name: str | None = None) -> None:
         self._routing, self._name = routing, name
         self.inner: Any = None
+        self._is_write = False
 
     def execute(self, sql: Any, params: Any = None) -> Any:
-        return _send(self._choose(str(sql)), sql, params)
+        cursor = self._choose(str(sql))
+        try:
+            return _send(cursor, sql, params)
+        finally:
+            self._note()
 
     def executemany(self, sql: Any, param_list: Any) -> Any:
-        return self._choose(str(sql)).executemany(sql, param_list)
+        cursor = self._choose(str(sql))
+        try:
+            return cursor.executemany(sql, param_list)
+        finally:
+            self._note()
+
+    def _note(self) -> None:
+        """Note a write once more when it has ended: another task of the session may
+        have asked for the primary's position while it ran."""
+        wrapper = self._routing.wrapper
+        if self._is_write and not wrapper.transaction.is_open:
+            for cluster in (HOME, *wrapper.topology.shards):
+                wrapper.nodes.saw(cluster)
 
     def _choose(self, sql: str) -> Any:
+        self._is_write = False
         if self.inner is not None:
             self.inner.close()
         self.inner = self._cursor_for(sql)
@@ -54,8 +72,10 @@ class RawCursor:
             return self._read_home()
         if self._sets_state(sql, statement):
             routing.keep_to_home()
-        is_write = statement.kind in {"write", "ddl"} or self._may_write(statement)
-        return self._on(routing.node(HOME, is_write=is_write))
+        self._is_write = statement.kind in {"write", "ddl"} or self._may_write(
+            statement
+        )
+        return self._on(routing.node(HOME, is_write=self._is_write))
 
     def _read_home(self) -> Any:
         routing = self._routing
@@ -108,8 +128,8 @@ class RawCursor:
             ids.forget(routing.wrapper)  # leased before the counter changed
         touched = self._sharded_tables(sql)
         if not touched:
-            is_write = statement.kind in {"write", "unknown"}
-            return self._on(routing.node(HOME, is_write=is_write))
+            self._is_write = statement.kind in {"write", "unknown"}
+            return self._on(routing.node(HOME, is_write=self._is_write))
         if statement.kind == "read" or self._is_sequence_call(sql, statement):
             return self._read(sql)
         return self._write(sql, statement, touched)
@@ -177,6 +197,7 @@ class RawCursor:
         clusters = routing.topology.shards
         if table.is_reference:
             clusters = (HOME, *clusters)
+        self._is_write = True
         return routing.scatter(tuple(clusters), is_write=True)
 
     def _refused(self, statement: Statement, why: str, remedy: str) -> RouteRefused:

@@ -21,6 +21,8 @@ from dbfleet.backend.cursor import RawCursor
 from dbfleet.backend.writing import Writes
 from dbfleet.errors import ReadOnlyAlias, RouteRefused
 from dbfleet.executor.cursors import GatherCursor, ScatterCursor
+from dbfleet.executor.emulated import emulated
+from dbfleet.executor.failures import name_of
 from dbfleet.executor.gather import Gatherer
 from dbfleet.executor.reads import ReadCursor, StreamCursor
 from dbfleet.executor.replicas import Place
@@ -75,7 +77,7 @@ class Routing:
             self.wrapper.engine,
             self.tables,
             self.shard_of,
-            self.wrapper.transaction.is_open,
+            self.in_transaction(),
         )
 
     def shard_of(self, fields: tuple[Any, ...], values: tuple[Any, ...]) -> str:
@@ -174,6 +176,10 @@ class Routing:
         if cluster != HOME:
             ledger.shard_map(wrapper)  # raises where settings lack a shard
         node = wrapper.nodes.primary(cluster)
+        if emulated:
+            emulated.sent(wrapper.nodes, cluster, is_write=is_write)
+        if events.is_observed():
+            self._tell_sent(cluster, wrapper.nodes.clusters[cluster].primary, is_write)
         if transaction.is_open:
             transaction.check_usable()
             transaction.touch(cluster, node, is_write=is_write)
@@ -193,17 +199,35 @@ class Routing:
         self.wrapper.ensure_connection()
         self._kept = self.wrapper.connection
 
+    def forget_kept(self) -> None:
+        """Reads may leave home's connection again."""
+        self._kept = None
+
     def touch_home(self) -> None:
         """Home takes part in this statement as a writer."""
         self.node(HOME, is_write=True)
 
-    def reader(self, cluster: str) -> Any:
+    def reader(self, cluster: str, query: Any = None) -> Any:
         """A node that may serve a read now: a replica, unless in a transaction."""
         if not self.reads_replicas():
             return self.node(cluster, is_write=False)
         if cluster != HOME:
             ledger.shard_map(self.wrapper)
-        return self.wrapper.nodes.reader(self.place(cluster, None))
+        node = self.wrapper.nodes.reader(self.place(cluster, query))
+        if events.is_observed():
+            self._tell_sent(cluster, name_of(self.wrapper, node), is_write=False)
+        return node
+
+    def _tell_sent(self, cluster: str, node: str, is_write: bool) -> None:
+        level = self.level().name
+        events.emit(
+            "sent",
+            alias=self.topology.alias,
+            cluster=cluster,
+            node=node,
+            level=level,
+            is_write=is_write,
+        )
 
     # -- cursors ------------------------------------------------------------------
 
@@ -337,7 +361,7 @@ class Routing:
         if events.is_observed():
             events.emit("routed", route=route)
         if route.rung is not Rung.NODE:
-            return self._gather_read(route, execute, *args, **kwargs)
+            return self._gather_read(route, query, execute, *args, **kwargs)
         cluster = route.clusters[0]
         if route.replica_ok:
             return self._read_cluster(cluster, query, execute, *args, **kwargs)
@@ -363,9 +387,7 @@ class Routing:
         shard = self.shard_of(table.key_fields, (value,))
         if pins.shard_for(self.topology.alias) is not None:
             return None  # on_shard has a say
-        return plan_pinned(
-            table, self.topology.alias, shard, self.wrapper.transaction.is_open
-        )
+        return plan_pinned(table, self.topology.alias, shard, self.in_transaction())
 
     def read_cluster(
         self, compiler: Any, execute: Callable[..., Any], *args: Any, **kwargs: Any
@@ -380,7 +402,7 @@ class Routing:
         if not self.is_sharded:
             return plan_cluster(
                 self.topology,
-                in_transaction=self.wrapper.transaction.is_open,
+                in_transaction=self.in_transaction(),
                 locks=bool(compiler.query.select_for_update),
                 level=self.level(compiler.query).name,
             )
@@ -467,15 +489,16 @@ class Routing:
     def _gather_read(
         self,
         route: Route,
+        query: Any,
         execute: Callable[..., Any],
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        with self.bound(partial(self._gather_target, route)):
+        with self.bound(partial(self._gather_target, route, query)):
             return execute(*args, **kwargs)
 
-    def _gather_target(self, route: Route, name: str | None) -> Any:
-        return self.wrapped(self.gather_cursor(route))
+    def _gather_target(self, route: Route, query: Any, name: str | None) -> Any:
+        return self.wrapped(self.gather_cursor(route, query))
 
     def wrapped(self, cursor: Any, *, is_logged: bool | None = None) -> Any:
         """Our cursor as Django's, in the alias's log or, for a step, out of it."""
@@ -483,10 +506,10 @@ class Routing:
             return self.wrapper._prepare_cursor(cursor)
         return CursorWrapper(cursor, self.wrapper.nodes.quiet())
 
-    def gather_cursor(self, route: Route) -> GatherCursor:
+    def gather_cursor(self, route: Route, query: Any = None) -> GatherCursor:
         """A cursor that runs whatever it is given over the route's fragments."""
         return GatherCursor(
-            Gatherer(self, route).run,
+            Gatherer(self, route, query).run,
             partial(self.wrapper.engine.render, self.wrapper),
             self.wrapper.features.empty_fetchmany_value,
         )
@@ -516,9 +539,21 @@ class Routing:
             return self.cluster_target(cluster, False, name)
         return self.wrapped(self.read_cursor(cluster, query, name))
 
+    def in_transaction(self) -> bool:
+        """Whether a statement belongs to a transaction, of the project's own code
+        where a test says that its own does not count."""
+        transaction = self.wrapper.transaction
+        if not transaction.is_open:
+            return False
+        if not emulated or not self._is_logged:  # a step belongs to its statement
+            return True
+        return bool(transaction.is_of_project)
+
     def reads_replicas(self) -> bool:
         """Whether reads may leave the primary now."""
-        if self.wrapper.transaction.is_open:
+        if self.wrapper.nodes.is_alone and not emulated.has(self.wrapper.nodes):
+            return False
+        if self.in_transaction():
             return False
         if self._kept is not None:
             if self._kept is self.wrapper.connection:
@@ -560,7 +595,8 @@ class Routing:
         node = self.node(cluster, is_write=is_write, captures=captures)
         if not captures:
             return self._node_target(node, is_logged, name)
-        inner = self.vendor_cursor(node, name)
+        with self.wrapper.wrap_database_errors:
+            inner = self.vendor_cursor(node, name)
         cursor = WriteCursor(self.wrapper.nodes, cluster, node, inner)
         return self.wrapped(cursor, is_logged=is_logged)
 

@@ -17,8 +17,8 @@ from dbfleet.planner.route import HOME, Fragment, Route
 class Gatherer:
     """One gather of one statement; ``routing`` gives it nodes."""
 
-    def __init__(self, routing: Any, route: Route) -> None:
-        self.routing, self.route = routing, route
+    def __init__(self, routing: Any, route: Route, query: Any = None) -> None:
+        self.routing, self.route, self.query = routing, route, query
         self.wrapper = routing.wrapper
 
     def run(self, sql: str, params: Any) -> GatheredRows:
@@ -71,7 +71,7 @@ class Gatherer:
         if part.is_native:
             nodes = []
         elif self.route.replica_ok and not part.locking:
-            nodes = [routing.reader(cluster) for cluster in part.clusters]
+            nodes = [routing.reader(cluster, self.query) for cluster in part.clusters]
         else:
             is_write = bool(part.locking)
             nodes = [routing.node(c, is_write=is_write) for c in part.clusters]

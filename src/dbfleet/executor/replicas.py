@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbfleet import conf, sessions
 from dbfleet.errors import NodeUnavailable, WriteLost
-from dbfleet.executor import leaders
+from dbfleet.executor import drains, leaders
 from dbfleet.executor.failures import CONNECTION_ERRORS
 from dbfleet.health import breaker
 from dbfleet.levels import SESSION, Level
@@ -147,11 +147,17 @@ class Replicas:
         for name in self._ordered(cluster, place.policy):
             if name == tried:
                 continue
-            if state.node not in (None, PRIMARY, name) and not is_behind:
-                # What the session saw there is not known. A replica that is behind
-                # showed less than what is demanded.
-                sessions.current().saw_unknown(key)
-            self._learn_floor(cluster, state)
+            # What the session saw on its replica is not known. One that is behind
+            # showed less than what is demanded.
+            moves = state.node not in (None, PRIMARY, name) and not is_behind
+            if moves or state.is_unknown:
+                try:
+                    if not self._learn_floor(cluster, state):
+                        return
+                except NodeUnavailable:
+                    if not moves or state.is_unknown or state.node == tried:
+                        raise
+                    name = str(state.node)  # it may stay where it is
             choice = self._offered(cluster, state, name)
             if choice is not None:
                 yield choice
@@ -159,7 +165,11 @@ class Replicas:
     def served(self, place: Place, choice: Choice) -> None:
         """A node has answered: at level "session" the session stays there."""
         cluster = place.cluster
-        if place.level is not SESSION or not self.nodes.clusters[cluster].replicas:
+        if not self.nodes.clusters[cluster].replicas:
+            return
+        if choice.name is None and place.level.name in ("session", "strong"):
+            sessions.current().saw_unknown(self.nodes.keys[cluster])
+        if place.level is not SESSION:
             return
         session, now = sessions.current(), time.monotonic()
         state = session.of(self.nodes.keys[cluster])
@@ -189,30 +199,29 @@ class Replicas:
             return None
         return self.nodes.usable_replica(cluster, name)
 
-    def _learn_floor(self, cluster: str, state: ClusterState) -> None:
-        """Ask the primary for the position that the session may have seen."""
-        if not state.is_unknown:
-            return
+    def _learn_floor(self, cluster: str, state: ClusterState) -> bool:
+        """Ask the primary for the position that the session may have seen; whether
+        it told one. A primary without a log leaves only itself to read from."""
         unknowns = state.unknowns
         session, key = sessions.current(), self.nodes.keys[cluster]
         position = self.engine.position(self.nodes.primary(cluster))
         if position is None:
-            raise NodeUnavailable(
-                "E204",
-                f"the primary of {key} does not tell its position, so no replica can "
-                "be proved to have what this session saw; its log has to be on "
-                "(log_bin), or read at level 'strong' or 'eventual'",
-            )
+            return False
         session.demand(key, [position], self.engine.merge)
         session.learned(state, unknowns)
+        return True
 
     def _ordered(self, cluster: str, policy: Policy) -> Sequence[str]:
         names = self.nodes.clusters[cluster].replicas
-        share = conf.settings().max_ejected_share
+        settings = conf.settings()
+        if settings.drains:
+            drains.refresh(self.nodes, cluster)
         leader = leaders.leader_of(self.nodes.keys[cluster])
         if leader is not None:
             names = tuple(name for name in names if name != leader.name)
-        usable = breaker.usable(self.nodes.keys[cluster], names, share)
+        usable = breaker.usable(
+            self.nodes.keys[cluster], names, settings.max_ejected_share
+        )
         return policy.order(usable) if usable else ()
 
     # -- what an answer proved ------------------------------------------------------
@@ -258,14 +267,18 @@ class Replicas:
 
     def _refuse_lost(self, cluster: str, state: ClusterState, primary: Any) -> None:
         """A promoted primary may lack what the one before it acknowledged."""
-        if not state.floors:
+        floors = state.floors
+        if not floors:
             return
-        now = self.engine.timeline(primary)
-        earlier = tuple(w for w in state.floors if w.timeline and w.timeline < now)
-        if earlier:
-            have = self.engine.position(primary)
-            if have is not None:
-                self._judge(cluster, earlier, have)
+        if floors[0].timeline:
+            now = self.engine.timeline(primary)
+            floors = tuple(w for w in floors if w.timeline and w.timeline < now)
+        elif leaders.leader_of(self.nodes.keys[cluster]) is None:
+            return
+        have = self.engine.position(primary) if floors else None
+        if have is not None and not self._judge(cluster, floors, have):
+            lost = next(w for w in floors if not self.engine.covers(have, (w,)))
+            self._report_lost(cluster, lost, have, is_sure=True)
 
     # -- waiting ----------------------------------------------------------------------
 

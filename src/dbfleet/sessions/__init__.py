@@ -15,14 +15,18 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from dbfleet.levels import Level, bounded, read_level
+from dbfleet.levels import Level, bounded
+from dbfleet.sessions import blocks
+from dbfleet.sessions.blocks import Consistency, _level, chosen_level, consistency
 from dbfleet.sessions.session import PRIMARY, ClusterState, Session
 
 __all__ = [
     "PRIMARY",
     "ClusterState",
+    "Consistency",
     "Level",
     "Session",
+    "_level",
     "begin",
     "bounded",
     "chosen_level",
@@ -30,14 +34,12 @@ __all__ = [
     "current",
     "forget",
     "peek",
+    "restore",
     "session",
 ]
 
 _session: contextvars.ContextVar[Session | None] = contextvars.ContextVar(
     "dbfleet_session", default=None
-)
-_level: contextvars.ContextVar[Level | None] = contextvars.ContextVar(
-    "dbfleet_consistency", default=None
 )
 
 
@@ -76,12 +78,16 @@ def begin(inherited: Session | None = None) -> Session:
     return found
 
 
+def restore(found: Session | None) -> None:
+    """Go on with a session that :func:`peek` told before."""
+    _session.set(found)
+
+
 def forget() -> None:
     """End the session: nothing was written, no level is chosen."""
     if _session.get() is not None:
         _session.set(None)
-    if _level.get() is not None:
-        _level.set(None)
+    blocks.forget()
 
 
 @contextlib.contextmanager
@@ -95,24 +101,3 @@ def session() -> Iterator[Session]:
         yield current()
     finally:
         _session.reset(token)
-
-
-def chosen_level() -> Level | None:
-    """The level of the innermost :func:`consistency` block, if any."""
-    return _level.get()
-
-
-@contextlib.contextmanager
-def consistency(level: str | Level) -> Iterator[None]:
-    """Read at ``level`` inside the block: "strong", "session", "eventual" or
-    ``bounded(max_lag_s=…)``.
-
-    Strong reads go to the primary. Session reads see everything this session wrote or
-    has seen. Bounded reads miss at most the last seconds. Eventual reads take any
-    replica. No round trips of its own. Raises ConfigurationError for another level.
-    """
-    token = _level.set(read_level(level))
-    try:
-        yield
-    finally:
-        _level.reset(token)

@@ -66,10 +66,12 @@ class Session:
     one; None for a declared session, which all that copy its context share.
     """
 
-    __slots__ = ("_lock", "clusters", "owner")
+    __slots__ = ("_lock", "clusters", "owner", "required")
 
     def __init__(self, owner: Any = None) -> None:
         self.clusters: dict[str, ClusterState] = {}
+        #: what it took from a shared store: name -> the entry's number
+        self.required: dict[str, int] = {}
         self.owner = owner
         self._lock = threading.Lock()
 
@@ -116,4 +118,5 @@ class Session:
         found = Session(owner)
         with self._lock:
             found.clusters = {k: v.copy() for k, v in self.clusters.items()}
+            found.required = dict(self.required)
         return found

@@ -114,7 +114,9 @@ def final_lines(
         f"refused: line {n} was refused and is there"
         for n in sorted(told.refused & stored.keys())
     ]
-    found += [f"duplicate: line {n} is there {c} times" for n, c in stored.items() if c > 1]
+    found += [
+        f"duplicate: line {n} is there {c} times" for n, c in stored.items() if c > 1
+    ]
     known = told.done | told.refused | told.unknown
     found += [f"invented: line {n} was never appended" for n in stored.keys() - known]
     return found

@@ -1,4 +1,4 @@
-"""``python -m tests.faults.sharded``: concurrent clients while servers fail, then checkers."""
+"""``python -m tests.faults.sharded``: clients of a fleet that fails, then checkers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from dbfleet.testing.rig import Rig
+from tests.faults.settling import settle_by_table
 from tests.faults.sharded.bugs import BUGS
 from tests.faults.sharded.history import Operation, State, violations
 from tests.faults.sharded.servers import Servers
-from tests.faults.settling import settle_by_table
 
 if TYPE_CHECKING:
     from tests.faults.sharded.clients import Clients
@@ -56,7 +56,9 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.sharded", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.sharded", description=__doc__
+    )
     parser.add_argument("--ops", type=int, default=6000, help="operations in all")
     parser.add_argument("--seed", type=int, help="of clients and faults; printed")
     parser.add_argument(

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 
 from dbfleet.testing.rig.proxy import DIRECTIONS
+from tests.faults.settling import settle
 from tests.faults.sharded.clients import Clients
 from tests.faults.sharded.servers import NODES, Servers
-from tests.faults.settling import settle
 
 
 class Nemesis:

@@ -7,13 +7,13 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dbfleet.errors import FleetError
-from dbfleet.management import route, status
+from dbfleet.management import drain, route, status, undrain
 
-SUBCOMMANDS = {"status": status, "route": route}
+SUBCOMMANDS = {"status": status, "route": route, "drain": drain, "undrain": undrain}
 
 
 class Command(BaseCommand):
-    help = "Looks at the databases behind the aliases of this project."
+    help = "Looks at and steers the databases behind the aliases of this project."
     # A fleet that a check complains about is when one wants to look.
     requires_system_checks: list[str] = []
 

@@ -157,6 +157,19 @@ class Rig:
         ]
         return self._complete(MariaDBCluster(primary, followers), databases)
 
+    def rejoin(self, server: DatabaseServer, primary: DatabaseServer) -> ReplicaServer:
+        """End a server and start a replica of ``primary`` in its place, on its port.
+
+        Its data is copied anew: an old primary may hold what the new one lacks.
+        """
+        name = self._unique(f"{server.name}-again")
+        kind = PostgresReplica if server.engine == "postgresql" else MariaDBReplica
+        replica: ReplicaServer = kind(name, primary)  # type: ignore[arg-type]
+        server.kill()
+        replica.port = server.port
+        self._start(replica)
+        return replica
+
     def sqlite(
         self, *, name: str = "sqlite", databases: Iterable[str] = ()
     ) -> SQLiteDirectory:

@@ -315,6 +315,24 @@ class MariaDBReplica(MariaDBServer, ReplicaServer):
         """Apply what arrived meanwhile and what arrives from now on."""
         self.execute("START SLAVE SQL_THREAD")
 
+    def stop_receiving(self) -> None:
+        """Receive no more of the primary's log; returns once nothing more comes in.
+
+        What the primary acknowledges from now on is lost when this one is promoted.
+        """
+        self.execute("STOP SLAVE IO_THREAD")
+
+    def follow(self, primary: MariaDBServer) -> None:
+        """Follow another primary, which was promoted; returns once it was told."""
+        self.execute("STOP SLAVE")
+        self.execute(
+            "CHANGE MASTER TO MASTER_HOST = %s, MASTER_PORT = %s, "
+            "MASTER_USE_GTID = slave_pos",
+            (primary.host, primary.port),
+        )
+        self.execute("START SLAVE")
+        self.primary = primary
+
     def promote(self) -> None:
         """Make this replica a primary; returns once it accepts writes.
 

@@ -215,6 +215,38 @@ class PostgresReplica(PostgresServer, ReplicaServer):
         """Apply what arrived meanwhile and what arrives from now on."""
         self.execute("SELECT pg_wal_replay_resume()")
 
+    def stop_receiving(self) -> None:
+        """Receive no more of the primary's log; returns once nothing more comes in.
+
+        What the primary acknowledges from now on is lost when this one is promoted.
+        """
+        self.execute("ALTER SYSTEM SET primary_conninfo = ''")
+        self.execute("SELECT pg_reload_conf()")
+        wait_until(
+            lambda: self.execute("SELECT 1 FROM pg_stat_wal_receiver") == [],
+            timeout_s=STATEMENT_TIMEOUT_S,
+            what=f"{self.name} stops receiving",
+        )
+
+    def follow(self, primary: PostgresServer) -> None:
+        """Follow another primary, which was promoted; returns once it was told."""
+        conninfo = f"host={primary.host} port={primary.port} user={primary.user}"
+        if primary.password:
+            conninfo += f" password={primary.password}"
+        self.execute(f"ALTER SYSTEM SET primary_conninfo = '{conninfo}'")
+        self.execute("SELECT pg_reload_conf()")
+        self.primary = primary
+
+    def delay_replay(self, seconds: float) -> None:
+        """Apply each commit ``seconds`` after its primary made it; 0 ends that.
+
+        What a transaction did is applied at once, its commit is not: the position of
+        the replica then lies just before a commit. Returns once the server was told.
+        """
+        delay = f"{round(seconds * 1000)}ms"
+        self.execute(f"ALTER SYSTEM SET recovery_min_apply_delay = '{delay}'")
+        self.execute("SELECT pg_reload_conf()")
+
     def promote(self) -> None:
         """Make this replica a primary; returns once it accepts writes."""
         self.execute("SELECT pg_promote(false)")

@@ -1,0 +1,97 @@
+"""Promotes a replica, with or without what the primary acknowledged last.
+
+Guards one invariant: what is lost on purpose is known exactly, so that whatever else is
+missing is a violation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+from dbfleet.testing.rig import wait_until
+from tests.faults.replicas.recorder import Shared
+from tests.faults.replicas.servers import DATABASE, Servers
+
+#: how long the primary acknowledges what no replica receives
+LOSES_S = 0.2
+#: how long the old primary takes writes after the new one does
+RETURNS_S = 0.7
+CATCH_UP_TIMEOUT_S = 30.0
+
+
+class Promotions:
+    """Moves the leader from server to server."""
+
+    def __init__(self, servers: Servers, shared: Shared) -> None:
+        self.servers, self._shared = servers, shared
+        #: lines that were acknowledged and lost, on purpose
+        self.lost: set[int] = set()
+
+    def promote(self, name: str, *, is_lossy: bool) -> None:
+        """Make ``name`` the leader; the old one comes back, then follows it."""
+        servers, before = self.servers, self.servers.leader
+        old, new = servers.by_name[before], servers.by_name[name]
+        if is_lossy:
+            for server in servers.followers():
+                server.stop_receiving()
+            time.sleep(LOSES_S)
+        servers.proxies[before].refuse()
+        servers.proxies[before].cut()
+        if is_lossy:
+            self._wait_for_received(new)
+        else:
+            servers.wait_until_caught_up()
+        if is_lossy:
+            self._shared.leader[1] += 1
+        old.kill()
+        new.promote()
+        servers.leader = name
+        if is_lossy:
+            self._lose(new, old)
+        self._shared.leader[0] = list(servers.by_name).index(name)
+        self._shared.leader[1] += is_lossy
+        for server in servers.followers():
+            if server is not old:
+                server.follow(new)
+        self._come_back(before, old)
+
+    def _wait_for_received(self, new: Any) -> None:
+        """What arrived is applied: MariaDB would drop it at the promotion."""
+
+        def is_idle() -> bool:
+            if self.servers.engine == "postgresql":
+                sql = "SELECT pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn()"
+                return bool(new.execute(sql)[0][0])
+            before = new.execute("SELECT @@gtid_slave_pos")
+            time.sleep(0.05)
+            return bool(before == new.execute("SELECT @@gtid_slave_pos"))
+
+        wait_until(is_idle, timeout_s=CATCH_UP_TIMEOUT_S, what="all is applied")
+
+    def _lose(self, new: Any, old: Any) -> None:
+        """Note what the old primary has and the new one has not."""
+        old.start()
+        self.lost |= _lines(old) - _lines(new)
+        rows = new.execute("SELECT id, counter FROM replicas_register", dbname=DATABASE)
+        for register, counter in rows:
+            self._shared.acknowledged[register] = counter
+
+    def _come_back(self, name: str, old: Any) -> None:
+        """The old primary takes writes again, and then is set up anew."""
+        servers = self.servers
+        old.start()
+        servers.proxies[name].forward()
+        time.sleep(RETURNS_S)
+        servers.proxies[name].refuse()
+        servers.proxies[name].cut()
+        servers.rejoin(name)
+        with contextlib.suppress(Exception):
+            servers.wait_until_caught_up()
+        servers.proxies[name].forward()
+
+
+def _lines(server: Any) -> set[int]:
+    rows = server.execute("SELECT operation FROM replicas_line", dbname=DATABASE)
+    return {number for (number,) in rows}
