@@ -146,3 +146,19 @@ def test_a_session_stays_on_its_replica_while_the_primary_is_down(fleet: Fleet) 
     fleet.servers.primary.kill()
     fleet.run("sessions.current().of('default/home').stays_until = 0")
     assert fleet.ask("[where(), where()]") == [before, before]
+
+
+def test_a_transaction_that_could_not_begin_demands_nothing(fleet: Fleet) -> None:
+    before = fleet.ask("where()")
+    fleet.servers.primary.kill()
+    fleet.run("connection.close()")
+    found = fleet.run(
+        """
+        def both():
+            with transaction.atomic():
+                Note.objects.create(text="x")
+
+        result = refused(both)[1], where()
+        """
+    )
+    assert found == ["dbfleet.E204", before]

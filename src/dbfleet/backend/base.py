@@ -214,7 +214,8 @@ class FleetMixin:
             return super()._rollback()  # type: ignore[misc]
         finally:
             if self.transaction is not None:
-                self.nodes.saw("home")
+                if self.transaction.home_touched:
+                    self.nodes.saw("home")
                 self.transaction.rollback()
 
     # -- the ends of connections ------------------------------------------------

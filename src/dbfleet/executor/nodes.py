@@ -29,17 +29,25 @@ from dbfleet.executor.failures import (
 from dbfleet.executor.replicas import Place, Replicas
 from dbfleet.health import breaker
 from dbfleet.observe import events
-from dbfleet.sessions import applied
+from dbfleet.sessions import applied, lag
 from dbfleet.topology import Topology
 
 #: replicas whose identity was compared with their primary's, in this process
 _verified: set[tuple[str, str]] = set()
+
+#: cluster -> the server system its primary said it belongs to
+_systems: dict[str, str | None] = {}
 
 
 def forget_alias(alias: str) -> None:
     """Compare the replicas of an alias with their primaries again."""
     for known in [one for one in tuple(_verified) if one[0].startswith(f"{alias}/")]:
         _verified.discard(known)
+        applied.forget(known[0])
+    for cluster in [one for one in tuple(_systems) if one.startswith(f"{alias}/")]:
+        del _systems[cluster]
+        leaders.forget(cluster)
+        lag.forget(cluster)
 
 
 def resolved_params(wrapper: Any, get_params: Callable[[], Any]) -> Any:
@@ -285,6 +293,7 @@ class NodeSet:
                 systems = self.engine.identity(primary), self.engine.identity(node)
             except CONNECTION_ERRORS:
                 return True
+            _systems[self.keys[cluster_name]] = systems[0]
             if systems[0] != systems[1]:
                 problem = NodeMismatch(
                     "E201",
@@ -296,6 +305,10 @@ class NodeSet:
             raise problem
         _verified.add((name, str(node.settings_dict["NAME"])))
         return True
+
+    def system_of(self, cluster: str) -> str | None:
+        """The server system that a cluster belongs to, once it was asked."""
+        return _systems.get(self.keys[cluster])
 
     def is_replaceable(self, node: Any, error: Error) -> bool:
         """Whether another node may answer what a replica could not."""

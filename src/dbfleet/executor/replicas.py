@@ -240,6 +240,8 @@ class Replicas:
     def _judge(self, cluster: str, wants: tuple[Position, ...], have: Position) -> bool:
         is_proved = True
         for want in wants:
+            if self._is_foreign(cluster, want):
+                return False
             verdict = self.engine.compare(have, want).value
             if verdict == "unknown":
                 self.engine.learn_history(self.nodes.primary(cluster), have)
@@ -248,6 +250,19 @@ class Replicas:
                 self._report_lost(cluster, want, have, is_sure=verdict == "lost")
             is_proved = is_proved and verdict == "covered"
         return is_proved
+
+    def _is_foreign(self, cluster: str, want: Position) -> bool:
+        """Whether a token brought a position of another system, such as the one that
+        this was restored from. It cannot be compared: the primary is asked instead."""
+        key = self.nodes.keys[cluster]
+        own = self.nodes.system_of(cluster)
+        if not want.system or own in (None, want.system):
+            return False
+        session = sessions.current()
+        session.drop(key, want)
+        session.saw_unknown(key)
+        events.emit("position_foreign", cluster=key, system=want.system)
+        return True
 
     def _report_lost(
         self, cluster: str, want: Position, have: Position, *, is_sure: bool
@@ -276,7 +291,9 @@ class Replicas:
         elif leaders.leader_of(self.nodes.keys[cluster]) is None:
             return
         have = self.engine.position(primary) if floors else None
-        if have is not None and not self._judge(cluster, floors, have):
+        if have is None or any(self._is_foreign(cluster, w) for w in floors):
+            return
+        if not self._judge(cluster, floors, have):
             lost = next(w for w in floors if not self.engine.covers(have, (w,)))
             self._report_lost(cluster, lost, have, is_sure=True)
 

@@ -80,7 +80,10 @@ def bound_s(
     return known_s(engine, cluster, node)
 
 
-def forget() -> None:
-    """Know nothing: for tests and forked processes."""
+def forget(cluster: str | None = None) -> None:
+    """Know nothing of a cluster, or of any."""
+    if cluster is not None:
+        _moments.pop(cluster, None)
+        return
     _moments.clear()
     _asked.clear()

@@ -67,6 +67,8 @@ class FleetTransaction:
         self.enlisted: dict[str, Participant] = {}
         self.savepoints: list[str] = []
         self.home_wrote = False
+        #: a statement reached home, so the session may have seen something there
+        self.home_touched = False
         #: a transaction of one statement, begun by us under autocommit
         self.is_internal = False
         self._home_begun = False
@@ -111,6 +113,7 @@ class FleetTransaction:
     def touch(self, cluster: str, node: Any, *, is_write: bool) -> None:
         """Make ``node`` part of the transaction; one round trip the first time."""
         if cluster == HOME:
+            self.home_touched = True
             self.home_wrote = self.home_wrote or is_write
             self._begin_home()
             return
@@ -518,5 +521,5 @@ class FleetTransaction:
             self._end(part, self.engine.commit)
         self.enlisted.clear()
         self.savepoints.clear()
-        self.home_wrote = False
+        self.home_wrote = self.home_touched = False
         self._id = ""

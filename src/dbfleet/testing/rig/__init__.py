@@ -167,6 +167,10 @@ class Rig:
         replica: ReplicaServer = kind(name, primary)  # type: ignore[arg-type]
         server.kill()
         replica.port = server.port
+        if server.engine == "mariadb":
+            # A replica passes over what a server of its own number wrote.
+            number = server.port + 100_000 * len(self.servers)
+            replica.options["server-id"] = str(number)
         self._start(replica)
         return replica
 
