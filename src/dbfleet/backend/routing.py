@@ -7,17 +7,17 @@ lasts for one statement; a wrapper belongs to one thread.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 from django.apps import apps
 from django.core.exceptions import EmptyResultSet
 from django.db.backends.utils import CursorWrapper
-from django.db.models import QuerySet
 
 from dbfleet import conf, sessions
 from dbfleet.backend.cursor import RawCursor
+from dbfleet.backend.shard_rows import ShardRows
 from dbfleet.backend.writing import Writes
 from dbfleet.errors import ReadOnlyAlias, RouteRefused
 from dbfleet.executor.cursors import GatherCursor, ScatterCursor
@@ -41,14 +41,14 @@ from dbfleet.planner.plan import (
 from dbfleet.planner.route import HOME, Route, Rung
 from dbfleet.planner.tables import Table, Tables
 from dbfleet.sessions import Level, pins
-from dbfleet.sharding import ids, keys, ledger
+from dbfleet.sharding import keys, ledger
 from dbfleet.sharding.claims import rules_of
 
 #: opens the driver's (or our) cursor for the statement at hand
 Target = Callable[[str | None], Any]
 
 
-class Routing:
+class Routing(ShardRows):
     """Routes the statements of one alias wrapper."""
 
     def __init__(self, wrapper: Any) -> None:
@@ -599,91 +599,6 @@ class Routing:
             inner = self.vendor_cursor(node, name)
         cursor = WriteCursor(self.wrapper.nodes, cluster, node, inner)
         return self.wrapped(cursor, is_logged=is_logged)
-
-    # -- rows and shards --------------------------------------------------------
-
-    def highest(self, table: Table, field: Any) -> int | None:
-        """The highest value of a column over all shards; one round trip for each."""
-        quote = self.wrapper.ops.quote_name
-        sql = f"SELECT max({quote(field.column)}) FROM {quote(table.name)}"
-        engine = self.wrapper.engine
-        nodes = [self.node(shard, is_write=False) for shard in self.topology.shards]
-        found = [engine.fetch(node, sql)[0][0] for node in nodes]
-        return max((value for value in found if value is not None), default=None)
-
-    def moves_rows(self, table: Table, columns: set[str]) -> bool:
-        """Whether writing these columns may change a row's shard."""
-        if table.key_path:
-            return table.key_path[0].column in columns
-        return bool(columns & set(table.key_columns))
-
-    def locate(self, hop: Any, values: Iterable[Any]) -> dict[Any, str]:
-        """The shards of the rows of a parent table that a foreign key refers to.
-
-        No round trip where the key is what is referred to; otherwise one read of the
-        primaries for each table on the way. Values without a row are left out.
-        """
-        model = apps.get_model(hop.model)
-        table = self.table_of(model._meta)
-        fields = table.key_fields
-        if fields and [f.column for f in fields] == [hop.target_column]:
-            return {value: self.shard_of(fields, (value,)) for value in values}
-        target = next(
-            f for f in table.opts.local_concrete_fields if f.column == hop.target_column
-        )
-        upper = table.key_path[0] if table.key_path else None
-        wanted = fields if upper is None else (table.opts.get_field(upper.field),)
-        rows: Any = QuerySet(model, using=self.wrapper.alias).filter(
-            **{f"{target.attname}__in": list(values)}
-        )
-        names = [target.attname, *(field.attname for field in wanted)]
-        with self.unlogged(), sessions.consistency("strong"):
-            found = list(rows.values_list(*names))
-        if upper is None:
-            return {row[0]: self.shard_of(fields, tuple(row[1:])) for row in found}
-        above = self.locate(upper, {row[1] for row in found})
-        return {row[0]: above[row[1]] for row in found if row[1] in above}
-
-    # -- flush ------------------------------------------------------------------
-
-    def forget_flushed(self, sql_list: list[str]) -> None:
-        """Claims and counters of tables whose rows are gone."""
-        is_reset = any(map(self.wrapper.engine.restarts_ids, sql_list))
-        for table in self._tables_in(*sql_list):
-            self.wrapper.engine.run(
-                self.wrapper,
-                "DELETE FROM dbfleet_unique WHERE table_name = %s",
-                [table.name],
-            ).close()
-            if is_reset:
-                ids.restart(self.wrapper, table.name)
-        ids.forget(self.wrapper)
-
-    def restart_ids(self, sql: str) -> None:
-        """Counters of tables whose vendor's own counters were set back: the next id
-        is above every row, as it would be there."""
-        for table in self._tables_in(sql):
-            if table.is_sharded and table.opts.auto_field is not None:
-                quote = self.wrapper.ops.quote_name
-                column = quote(table.opts.auto_field.column)
-                question = f"SELECT MAX({column}) FROM {quote(table.name)}"
-                highest = [
-                    self.wrapper.engine.fetch(node, question)[0][0] or 0
-                    for node in (
-                        self.node(s, is_write=False) for s in self.topology.shards
-                    )
-                ]
-                ids.restart(self.wrapper, table.name, max(highest))
-        ids.forget(self.wrapper)
-
-    def _tables_in(self, *sql_list: str) -> list[Table]:
-        vendor = self.wrapper.vendor
-        found = {
-            table.name: table
-            for sql in sql_list
-            for table, _ in self.tables.named_in(sql, vendor, apps)
-        }
-        return [found[name] for name in sorted(found)]
 
 
 def _statement(

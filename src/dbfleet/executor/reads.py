@@ -34,6 +34,7 @@ class ReadCursor:
     def execute(self, sql: Any, params: Any = None) -> Any:
         """Execute on the first node that can answer; each is tried once."""
         self._drop()
+        self._is_behind = False
         own = self._replicas.usual(self._place)
         if own is not None and self._has_answered(own, sql, params):
             return self
