@@ -39,7 +39,7 @@ class Bug(NamedTuple):
 
     apply: Callable[[], None]
     faults: str = "pause"
-    ops: int = 8000
+    ops: int = 40000
     #: on PostgreSQL alone
     is_wal: bool = False
 
@@ -252,8 +252,9 @@ def never_unknown() -> None:
 
 
 def learn_nothing() -> None:
-    def learn_floor(self: Any, cluster: str, state: Any) -> None:
+    def learn_floor(self: Any, cluster: str, state: Any) -> bool:
         state.is_unknown = False
+        return True
 
     _is(Replicas, "_learn_floor", learn_floor)
 
@@ -509,20 +510,20 @@ BUGS = {
     "position-before-commit": Bug(position_before_commit, "late", is_wal=True),
     "position-inside-write": Bug(position_inside_write, "late", is_wal=True),
     "position-flushed": Bug(position_flushed, "late", is_wal=True),
-    "guard-after-query": Bug(guard_after_query, "pause,late,delay", 20000),
+    "guard-after-query": Bug(guard_after_query, "pause,late,delay", 40000),
     "stale-rows": Bug(stale_rows),
     "wait-in-vain": Bug(wait_in_vain),
-    "keep-applied": Bug(keep_applied, "regress", 20000, is_wal=True),
+    "keep-applied": Bug(keep_applied, "regress", 40000, is_wal=True),
     "learn-without-proof": Bug(learn_without_proof),
-    "moves-unasked": Bug(moves_unasked, "pause,cut,lose,refuse", 20000),
+    "moves-unasked": Bug(moves_unasked, "late,cut,lose,refuse", 60000),
     "forget-node": Bug(forget_node),
     "strong-on-replicas": Bug(strong_on_replicas),
-    "bounded-by-nothing": Bug(bounded_by_nothing, ops=20000),
+    "bounded-by-nothing": Bug(bounded_by_nothing),
     "transactions-on-replicas": Bug(transactions_on_replicas),
     "never-unknown": Bug(never_unknown),
     "learn-nothing": Bug(learn_nothing),
     "primary-read-unseen": Bug(primary_read_unseen),
-    "rollback-unseen": Bug(rollback_unseen, ops=20000),
+    "rollback-unseen": Bug(rollback_unseen),
     "commit-unseen": Bug(commit_unseen),
     "failed-commit-unseen": Bug(failed_commit_unseen, LOST, 60000),
     "write-unseen": Bug(write_unseen),
@@ -530,15 +531,15 @@ BUGS = {
     "raw-unseen": Bug(raw_unseen),
     "executemany-unseen": Bug(executemany_unseen),
     "bulk-unseen": Bug(bulk_unseen),
-    "children-apart": Bug(children_apart, ops=20000),
+    "children-apart": Bug(children_apart),
     "nested-ends-outer": Bug(nested_ends_outer),
-    "failure-ends-session": Bug(failure_ends_session, "pause,cut,lose,refuse", 20000),
-    "token-loses-floor": Bug(token_loses_floor, ops=20000),
-    "token-loses-unknown": Bug(token_loses_unknown, ops=20000),
-    "token-loses-replica": Bug(token_loses_replica, ops=20000),
-    "resume-replaces": Bug(resume_replaces, ops=20000),
-    "write-again": Bug(write_again, "lose", 20000),
-    "read-again": Bug(read_again, "cut,lose", 20000, is_wal=True),
-    "swallow-loss": Bug(swallow_loss, "lose", 20000),
+    "failure-ends-session": Bug(failure_ends_session, "pause,cut,lose,refuse", 40000),
+    "token-loses-floor": Bug(token_loses_floor),
+    "token-loses-unknown": Bug(token_loses_unknown),
+    "token-loses-replica": Bug(token_loses_replica),
+    "resume-replaces": Bug(resume_replaces),
+    "write-again": Bug(write_again, "lose", 40000),
+    "read-again": Bug(read_again, "cut,lose", 40000, is_wal=True),
+    "swallow-loss": Bug(swallow_loss, "lose", 40000),
     "rows-of-failure": Bug(rows_of_failure),
 }

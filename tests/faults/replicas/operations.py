@@ -24,6 +24,8 @@ from tests.faults.replicas.recorder import Recorder
 from tests.faults.replicas.servers import REGISTERS
 
 MAX_LAG_S = 0.5
+#: for mypy the function ``session`` is the module of that name
+FLEET: Any = dbfleet
 FIELDS = ("id", "counter", "seen_register", "seen_counter")
 _UPDATE = (
     "UPDATE replicas_register SET counter = %s, seen_register = %s, seen_counter = %s "
@@ -86,7 +88,7 @@ class Client:
         before = self.promises, self._seen
         self.promises, self._seen = Promises(), (0, 0)
         try:
-            with dbfleet.session():  # type: ignore[operator]
+            with FLEET.session():
                 yield
         finally:
             self.promises, self._seen = before

@@ -142,12 +142,11 @@ class Crew:
     def _session(self, client: Any, helper: ThreadPoolExecutor) -> None:
         from django.db import close_old_connections
 
-        import dbfleet
-        from tests.faults.replicas import handover
+        from tests.faults.replicas import handover, operations
 
         close_old_connections()
         client.begin()
-        with dbfleet.session():  # type: ignore[operator]
+        with operations.FLEET.session():
             is_worker = self.job.kind == "jobs"
             if is_worker or client.chance.random() < 0.1:
                 if client.chance.random() < 0.3:
@@ -224,12 +223,11 @@ class Crew:
         from asgiref.sync import sync_to_async
         from django.db import close_old_connections
 
-        import dbfleet
-        from tests.faults.replicas import handover
+        from tests.faults.replicas import handover, operations
 
         await sync_to_async(close_old_connections)()
         client.begin()
-        with dbfleet.session():  # type: ignore[operator]
+        with operations.FLEET.session():
             if client.chance.random() < 0.1:
                 handover.take(client, self.job.mail)
             for _ in range(length(client.chance)):
