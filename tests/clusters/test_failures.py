@@ -162,3 +162,29 @@ def test_a_transaction_that_could_not_begin_demands_nothing(fleet: Fleet) -> Non
         """
     )
     assert found == ["dbfleet.E204", before]
+
+
+def test_a_replica_that_runs_anew_has_to_prove_what_was_seen(fleet: Fleet) -> None:
+    """After a crash it may show less than it did: it starts where it is consistent."""
+    if fleet.engine != "postgresql":
+        return
+    name = fleet.ask("where()")
+    replica = fleet.servers.replicas[int(name[-1]) - 1]
+    token = fleet.ask("dbfleet.token()")
+    assert fleet.ask("sessions.current().of('default/home').floors") == []
+    replica.kill()
+    replica.start()
+    fleet.servers.wait_until_caught_up()
+    fleet.run("connections.close_all(); breaker.reset()")
+    assert fleet.ask("len(texts())") == 0
+    floors = "len(sessions.current().of('default/home').floors)"
+    assert fleet.ask(floors) == 1  # the primary said what may have been seen
+    found = fleet.run(
+        f"""
+        with dbfleet.session():
+            dbfleet.resume({token!r})
+            texts()
+            result = {floors}
+        """
+    )
+    assert found == 1

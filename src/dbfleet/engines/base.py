@@ -202,6 +202,11 @@ class Engine:
         """Whether a new connection's server is a standby; at most one round trip."""
         return False
 
+    def run_of(self, replica: Any) -> str:
+        """Names the run of the server that a connection belongs to, "" if it does not
+        tell; no I/O. After a crash a replica may go back; a new run says so."""
+        return ""
+
     def timeline(self, primary: Any) -> int:
         """The timeline a primary writes; a round trip for a new connection."""
         return 0

@@ -8,6 +8,7 @@ history file is written by ``writeTimeLineHistory`` (``src/backend/access/transa
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -27,6 +28,11 @@ _ORIGIN = (
 )
 _APPLIED = "SELECT pg_last_wal_replay_lsn(), (pg_stat_get_wal_receiver()).received_tli"
 _PREPARED = "dbfleet_applied"
+#: the process that applies the log; a crash of any process begins it anew
+_STARTED = (
+    "SELECT coalesce((SELECT backend_start FROM pg_stat_activity "
+    "WHERE backend_type = 'startup'), pg_postmaster_start_time())::text"
+)
 #: a line of some 40 bytes for each promotion there ever was
 _HISTORY_BYTES = 2**20
 
@@ -113,6 +119,9 @@ class WalPositions(Engine):
 
     # -- in the message of a statement --------------------------------------------
 
+    def run_of(self, replica: Any) -> str:
+        return str(getattr(replica.connection, "dbfleet_run", ""))
+
     def known_timeline(self, primary: Any) -> int | None:
         origin = getattr(primary.connection, "dbfleet_origin", None)
         return None if origin is None else int(origin[0])
@@ -131,8 +140,12 @@ class WalPositions(Engine):
         # Planned once. Behind a transaction pooler a statement that was prepared is
         # another connection's; projects there switch server-side cursors off.
         is_pooled = replica.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
-        has_one = hasattr(replica.connection, "dbfleet_guard")
-        if is_pooled or has_one or not _is_psycopg3(replica.connection):
+        has_one = hasattr(replica.connection, "dbfleet_run")
+        if has_one or not _is_psycopg3(replica.connection):
+            return
+        started = str(self.fetch(replica, _STARTED)[0][0])
+        replica.connection.dbfleet_run = f"{zlib.crc32(started.encode()):08x}"
+        if is_pooled:
             return
         self.run(replica, f"PREPARE {_PREPARED} AS {_APPLIED}").close()
         replica.connection.dbfleet_guard = f"EXECUTE {_PREPARED}"

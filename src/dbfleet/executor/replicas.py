@@ -84,7 +84,20 @@ class Replicas:
             or time.monotonic() >= state.stays_until
         ):
             return None
-        return self._offered(place.cluster, state, state.node)
+        choice = self._offered(place.cluster, state, state.node)
+        if choice is not None and self._has_restarted(state, choice):
+            session.saw_unknown(self.nodes.keys[place.cluster])
+            return None
+        return choice
+
+    def _has_restarted(self, state: ClusterState, choice: Choice) -> bool:
+        """Whether the session's replica runs anew since it was read: after a crash it
+        may show less than it did."""
+        if choice.name != state.node or not state.server:
+            return False
+        run, before = self.engine.run_of(choice.node), state.server
+        state.server = run
+        return bool(run) and run != before
 
     def _chose(self, place: Place, state: ClusterState) -> bool:
         """Whether the place's policy chose where the session reads; a session that
@@ -159,6 +172,10 @@ class Replicas:
                         raise
                     name = str(state.node)  # it may stay where it is
             choice = self._offered(cluster, state, name)
+            if choice is not None and self._has_restarted(state, choice):
+                sessions.current().saw_unknown(key)
+                self._learn_floor(cluster, state)
+                choice = self._offered(cluster, state, name)
             if choice is not None:
                 yield choice
 
@@ -175,6 +192,7 @@ class Replicas:
         state = session.of(self.nodes.keys[cluster])
         if choice.name is not None:
             state.node, state.policy = choice.name, place.policy
+            state.server = self.engine.run_of(choice.node)
             state.stays_until = now + STAYS_S
         elif state.node != PRIMARY or now >= state.stays_until:
             state.node, state.stays_until = PRIMARY, now + STAYS_ON_PRIMARY_S

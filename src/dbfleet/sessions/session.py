@@ -29,6 +29,7 @@ class ClusterState:
         "node",
         "policy",
         "proved",
+        "server",
         "stays_until",
         "unknowns",
     )
@@ -44,6 +45,8 @@ class ClusterState:
         self.unknowns = 0
         #: where it reads: a replica's name, :data:`PRIMARY`, or None before the first
         self.node: str | None = None
+        #: which run of that replica's server it was; "" where servers do not tell
+        self.server = ""
         #: the policy that chose it, and until when it is kept (monotonic seconds)
         self.policy: Any = None
         self.stays_until = 0.0

@@ -118,6 +118,8 @@ def _part(
     if has_replicas and node not in (None, PRIMARY) and not is_unknown:
         if policy in (None, conf.settings().policy_for(cluster)):
             replica = _tag(wrapper, str(node))
+            if replica and state.server:
+                replica = f"{replica}.{state.server}"
         # Where a model's own policy put it the session's other reads do not belong.
         is_unknown = not replica
     if not dumped and not replica and not is_unknown:
@@ -278,7 +280,8 @@ def _apply(part: _Part, session: Session) -> None:
     if part.is_unknown:
         session.saw_unknown(part.key)
     if part.replica:
-        _go_on_at(part, session, _named(wrapper, cluster, part.replica))
+        replica, _, server = part.replica.partition(".")
+        _go_on_at(part, session, _named(wrapper, cluster, replica), server)
 
 
 def _loaded(engine: Any, text: str) -> Any:
@@ -288,14 +291,18 @@ def _loaded(engine: Any, text: str) -> Any:
     return found
 
 
-def _go_on_at(part: _Part, session: Session, name: str | None) -> None:
-    """Keep to the replica of the first session, if this one keeps to none yet."""
+def _go_on_at(part: _Part, session: Session, name: str | None, server: str) -> None:
+    """Keep to the replica of the first session, if this one keeps to none yet.
+
+    ``server`` tells its run, from which another run would differ.
+    """
     state = session.of(part.key)
     if name is None or state.node not in (None, name):
         # It saw what that replica had, and nobody knows what that was.
         session.saw_unknown(part.key)
     elif state.node is None:
         state.policy = None
+        state.server = server
         state.stays_until = time.monotonic() + STAYS_S
         state.node = name
 
