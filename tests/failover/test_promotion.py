@@ -251,3 +251,26 @@ def test_a_transaction_does_not_change_its_server(fleet: Fleet) -> None:
     )
     assert found == ["written", "dbfleet.E209"]
     assert fleet.rows(primary) == ["one"]
+
+
+def test_a_lost_write_is_told_before_the_new_primary_is_used(fleet: Fleet) -> None:
+    """In a transaction as well, whose statements never look at a replica."""
+    primary, (one, two) = fleet.servers.primary, fleet.servers.replicas
+    fleet.isolate(one)
+    fleet.isolate(two)
+    assert fleet.ask('write("lost")') == "written"
+    primary.kill()
+    one.promote()
+    eventually(
+        lambda: fleet.run('with dbfleet.session(): result = write("new")'), "written"
+    )
+    found = fleet.run(
+        """
+        def inside():
+            with transaction.atomic():
+                return texts()
+
+        result = [inside(), inside()]
+        """
+    )
+    assert found == ["dbfleet.E207", ["new", "one"]]

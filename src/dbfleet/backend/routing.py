@@ -176,6 +176,8 @@ class Routing(ShardRows):
         if cluster != HOME:
             ledger.shard_map(wrapper)  # raises where settings lack a shard
         node = wrapper.nodes.primary(cluster)
+        if node.leader is not None:
+            wrapper.nodes.replicas.refuse_lost(cluster, node)
         if emulated:
             emulated.sent(wrapper.nodes, cluster, is_write=is_write)
         if events.is_observed():

@@ -298,10 +298,17 @@ class Replicas:
             "is said once",
         )
 
+    def refuse_lost(self, cluster: str, primary: Any) -> None:
+        """Say what a promoted primary lacks before the session uses it; one round
+        trip for each new demand. Raises WriteLost."""
+        session = sessions.peek()
+        state = session.clusters.get(self.nodes.keys[cluster]) if session else None
+        if state is not None:
+            self._refuse_lost(cluster, state, primary)
+
     def _refuse_lost(self, cluster: str, state: ClusterState, primary: Any) -> None:
-        """A promoted primary may lack what the one before it acknowledged."""
         floors = state.floors
-        if not floors:
+        if not floors or (state.judged is not None and state.judged is primary.leader):
             return
         if floors[0].timeline:
             now = self.engine.timeline(primary)
@@ -314,6 +321,7 @@ class Replicas:
         if not self._judge(cluster, floors, have):
             lost = next(w for w in floors if not self.engine.covers(have, (w,)))
             self._report_lost(cluster, lost, have, is_sure=True)
+        state.judged = primary.leader
 
     # -- waiting ----------------------------------------------------------------------
 

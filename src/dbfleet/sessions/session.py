@@ -26,6 +26,7 @@ class ClusterState:
     __slots__ = (
         "floors",
         "is_unknown",
+        "judged",
         "node",
         "policy",
         "proved",
@@ -41,6 +42,8 @@ class ClusterState:
         self.proved: Position | None = None
         #: the session saw the primary at a position that nobody has asked for
         self.is_unknown = False
+        #: the promoted leader that was found to have the floors
+        self.judged: Any = None
         #: counts how often that came about
         self.unknowns = 0
         #: where it reads: a replica's name, :data:`PRIMARY`, or None before the first
@@ -95,7 +98,8 @@ class Session:
         """Replicas must have applied these positions, too."""
         state = self.of(cluster)
         with self._lock:
-            state.floors, state.proved = merge(state.floors, positions), None
+            state.floors = merge(state.floors, positions)
+            state.proved = state.judged = None
 
     def saw_unknown(self, cluster: str) -> None:
         """The session saw the primary at a position that it was not told."""

@@ -270,7 +270,18 @@ def primary_read_unseen() -> None:
 
         return on_primary
 
+    def make_served(before: Any) -> Any:
+        def served(self: Any, place: Any, choice: Any) -> None:
+            state = sessions.current().of(self.nodes.keys[place.cluster])
+            is_unknown = state.is_unknown
+            before(self, place, choice)
+            if choice.name is None:
+                state.is_unknown = is_unknown
+
+        return served
+
     _replace(Replicas, "_on_primary", make)
+    _replace(Replicas, "served", make_served)
 
 
 def rollback_unseen() -> None:
