@@ -128,7 +128,7 @@ class Routing(ShardRows):
         if own is not None:
             return own
         settings = conf.settings()
-        if settings.levels and query is not None:
+        if settings.levels and query is not None and query.model is not None:
             opts = query.model._meta
             own = conf.most_specific(settings.levels, opts.app_label, opts.model_name)
         return own or self.topology.consistency or settings.consistency
@@ -372,6 +372,8 @@ class Routing(ShardRows):
 
     def _pinned(self, query: Any) -> Route | None:
         """The route of a query that is known before it is compiled, if it is."""
+        if query.model is None:
+            return None  # it asks for the value of an expression
         opts = query.model._meta
         known = self._simple.get(opts)
         if known is None:
