@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from dbfleet.testing.rig.ports import free_port
 from tests.conftest import start_or_skip
 from tests.faults.projects import (
     MODELS,
@@ -130,15 +131,34 @@ def assert_read_only(error: dict[str, Any], node: str) -> None:
 def test_a_primary_that_is_read_only(
     replicated: Any, project: Build, new_database: NewDatabase
 ) -> None:
+    """And no other node that is declared accepts writes."""
     name = new_database(replicated)
-    standby, other = replicated.replica_urls(name)[0], replicated.url(name)
+    standby = replicated.replica_urls(name)[0]
+    nobody = standby.replace(f":{replicated.replicas[0].port}/", f":{free_port()}/")
     replicated.primary.execute(_ACCOUNTS, dbname=name)
     replicated.wait_until_caught_up()
-    for error in cluster_project(project, standby, other).run(WRITE):
+    for error in cluster_project(project, standby, nobody).run(WRITE):
         assert_read_only(error, "default/primary")
     assert replicated.primary.execute(
         "SELECT count(*) FROM app_account", dbname=name
     ) == [(0,)]
+
+
+def test_a_primary_and_a_replica_that_changed_their_roles(
+    replicated: Any, project: Build, new_database: NewDatabase
+) -> None:
+    """The one that accepts writes takes them, whatever it is declared as."""
+    name = new_database(replicated)
+    standby, other = replicated.replica_urls(name)[0], replicated.url(name)
+    replicated.primary.execute(_ACCOUNTS, dbname=name)
+    replicated.wait_until_caught_up()
+    found = cluster_project(project, standby, other).run(
+        PRELUDE + "Account.objects.create(id=1, balance=10)\nresult = balances()"
+    )
+    assert found == [[1, 10]]
+    assert replicated.primary.execute(
+        "SELECT count(*) FROM app_account", dbname=name
+    ) == [(1,)]
 
 
 _ACCOUNTS = (

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from http.cookies import SimpleCookie
 from typing import Any
 
+import django
 import pytest
 
 from dbfleet.testing.rig import PostgresCluster
 from tests.carriers import site
 from tests.clusters.console import Console
 from tests.support.project import Project
+
+# django.tasks came with Django 6.0.
+collect_ignore = [] if django.VERSION >= (6, 0) else ["test_tasks.py"]
 
 
 class Browser:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import django
 import pytest
 
 from tests.carriers.conftest import Site
-
-pytestmark = pytest.mark.skipif(
-    django.VERSION < (6, 0), reason="django.tasks came with Django 6.0"
-)
 
 #: a backend with a worker of its own, as projects have: it knows nothing of tokens
 BACKENDS = """
