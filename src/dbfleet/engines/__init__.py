@@ -15,6 +15,7 @@ from dbfleet.engines.base import (
     GatheredRows,
     Overflow,
     Position,
+    Verdict,
 )
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "GatheredRows",
     "Overflow",
     "Position",
+    "Verdict",
     "engine_for",
 ]
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbfleet import conf, sessions
+from dbfleet.engines import Verdict
 from dbfleet.errors import NodeUnavailable, WriteLost
 from dbfleet.executor import drains, leaders
 from dbfleet.executor.failures import CONNECTION_ERRORS
@@ -260,13 +261,14 @@ class Replicas:
         for want in wants:
             if self._is_foreign(cluster, want):
                 return False
-            verdict = self.engine.compare(have, want).value
-            if verdict == "unknown":
+            verdict = self.engine.compare(have, want)
+            if verdict is Verdict.UNKNOWN:
                 self.engine.learn_history(self.nodes.primary(cluster), have)
-                verdict = self.engine.compare(have, want).value
-            if verdict in ("lost", "unknown"):
-                self._report_lost(cluster, want, have, is_sure=verdict == "lost")
-            is_proved = is_proved and verdict == "covered"
+                verdict = self.engine.compare(have, want)
+            if verdict in (Verdict.LOST, Verdict.UNKNOWN):
+                is_sure = verdict is Verdict.LOST
+                self._report_lost(cluster, want, have, is_sure=is_sure)
+            is_proved = is_proved and verdict is Verdict.COVERED
         return is_proved
 
     def _is_foreign(self, cluster: str, want: Position) -> bool:
