@@ -57,6 +57,8 @@ class Routing(ShardRows):
         self.is_sharded: bool = wrapper.topology.is_sharded
         self._settings: Any = None
         self._places: dict[str, Place] = {}
+        #: the settings say something of single models
+        self._has_own_places = False
         self.target: Target | None = None
         #: the driver's connection that raw SQL gave a state of its own
         self._kept: Any = None
@@ -141,8 +143,9 @@ class Routing(ShardRows):
         settings = conf.settings()
         if settings is not self._settings:
             self._settings, self._places = settings, {}
+            self._has_own_places = bool(settings.policies or settings.levels)
         has_own = query is not None and (
-            settings.policies or settings.levels or "fleet_level" in query.__dict__
+            self._has_own_places or "fleet_level" in query.__dict__
         )
         if has_own or sessions.chosen_level() is not None:
             model = query.model if query is not None else None

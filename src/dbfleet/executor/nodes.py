@@ -245,6 +245,21 @@ class NodeSet:
                 self.failed(choice.name, error)
         raise AssertionError("the primary is always offered")
 
+    def unchanged(self, name: str, connection: Any) -> Any:
+        """A replica that nothing is known against and that is still connected as it
+        was; None leaves it to :meth:`usable_replica`. No I/O."""
+        node = self._open.get(name)
+        if (
+            node is None
+            or connection is None
+            or node.connection is not connection
+            or (node.health_check_enabled and not node.health_check_done)
+            or breaker.is_troubled()
+            or emulated
+        ):
+            return None
+        return node
+
     def usable_replica(self, cluster: str, name: str) -> Any:
         """A replica, connected; None if it cannot be, or was promoted."""
         if emulated and emulated.has(self):

@@ -33,7 +33,8 @@ class ReadCursor:
 
     def execute(self, sql: Any, params: Any = None) -> Any:
         """Execute on the first node that can answer; each is tried once."""
-        self._drop()
+        if self.inner is not None:
+            self._drop()
         self._is_behind = False
         own = self._replicas.usual(self._place)
         if own is not None and self._has_answered(own, sql, params):
@@ -141,12 +142,11 @@ class ReadCursor:
             return self.inner.executemany(sql, param_list)
 
     def close(self) -> None:
-        if self.inner is None:
-            return
-        # A named cursor is closed by a statement. With its connection it is gone, and
-        # whoever read the rows has them all.
-        with contextlib.suppress(self._routing.wrapper.Database.Error):
+        if self.inner is not None:
             self.inner.close()
+
+    def fetchmany(self, *size: int) -> Any:
+        return self.inner.fetchmany(*size)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["inner"], name)
@@ -165,19 +165,25 @@ class StreamCursor(ReadCursor):
         self._sent, self._rows = (sql, params), 0
         return super().execute(sql, params)
 
-    def fetchmany(self, size: int | None = None) -> Any:
+    def fetchmany(self, *size: int) -> Any:
         """The next rows; the first ones may come from another node."""
         left = 1 + len(self._replicas.nodes.clusters[self._place.cluster].replicas)
         while True:
             left -= 1
             try:
                 with self._node.wrap_database_errors:
-                    rows = self.inner.fetchmany(*([size] if size else []))
+                    rows = self.inner.fetchmany(*size)
             except Error as error:
                 self._begin_again(error, is_last=not left)
                 continue
             self._rows += len(rows)
             return rows
+
+    def close(self) -> None:
+        # A named cursor is closed by a statement. With its connection it is gone, and
+        # whoever read the rows has them all.
+        with contextlib.suppress(self._routing.wrapper.Database.Error):
+            super().close()
 
     def _begin_again(self, error: Error, *, is_last: bool) -> None:
         name = self._node.alias

@@ -81,10 +81,13 @@ class Replicas:
             state is None
             or state.is_unknown
             or not state.node
-            or not self._chose(place, state)
             or time.monotonic() >= state.stays_until
+            or (state.policy is not place.policy and not self._chose(place, state))
         ):
             return None
+        node = self.nodes.unchanged(state.node, state.connection)
+        if node is not None:
+            return self._choice(state, node, state.node)
         choice = self._offered(place.cluster, state, state.node)
         if choice is not None and self._has_restarted(state, choice):
             session.saw_unknown(self.nodes.keys[place.cluster])
@@ -194,14 +197,17 @@ class Replicas:
         if choice.name is not None:
             state.node, state.policy = choice.name, place.policy
             state.server = self.engine.run_of(choice.node)
+            state.connection = choice.node.connection
             state.stays_until = now + STAYS_S
         elif state.node != PRIMARY or now >= state.stays_until:
             state.node, state.stays_until = PRIMARY, now + STAYS_ON_PRIMARY_S
 
     def _offered(self, cluster: str, state: ClusterState, name: str) -> Choice | None:
         node = self._admitted(cluster, name)
-        if node is None:
-            return None
+        return None if node is None else self._choice(state, node, name)
+
+    def _choice(self, state: ClusterState, node: Any, name: str) -> Choice:
+        """A replica with what it still has to prove."""
         if not state.floors:
             return Choice(node, name)
         known = applied.of(name)

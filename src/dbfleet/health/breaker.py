@@ -121,6 +121,10 @@ class Breaker:
         left = tuple(name for name in names if self._may_try(name, now))
         return names if len(left) == len(names) else left
 
+    def is_troubled(self) -> bool:
+        """Whether anything at all is known against any node."""
+        return bool(self._failed or self._slow or drain.current)
+
     def is_usable(self, name: str) -> bool:
         """Whether this node is one that :meth:`usable` would leave in."""
         if not (self._failed or self._slow or drain.current):

@@ -24,6 +24,7 @@ class ClusterState:
     """One session's view of one cluster."""
 
     __slots__ = (
+        "connection",
         "floors",
         "is_unknown",
         "judged",
@@ -50,6 +51,8 @@ class ClusterState:
         self.node: str | None = None
         #: which run of that replica's server it was; "" where servers do not tell
         self.server = ""
+        #: the driver's connection it was read by last
+        self.connection: Any = None
         #: the policy that chose it, and until when it is kept (monotonic seconds)
         self.policy: Any = None
         self.stays_until = 0.0
