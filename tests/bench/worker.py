@@ -8,6 +8,7 @@ is inside the clock, and the garbage collector is outside of it.
 from __future__ import annotations
 
 import datetime
+import functools
 import gc
 import json
 import random
@@ -74,6 +75,7 @@ def get_pinned(count: int) -> float:
     return timed(lambda: [manager.get(pk=key) for key in keys])
 
 
+@functools.cache  # or a server would wait, and fall asleep, before each round
 def _keys_by_shard() -> list[list[int]]:
     from django.db import connections
 
