@@ -544,7 +544,8 @@ class Routing(ShardRows):
     def _read_target(self, cluster: str, query: Any, name: str | None) -> Any:
         if not self.reads_replicas():
             return self.cluster_target(cluster, False, name)
-        return self.wrapped(self.read_cursor(cluster, query, name))
+        cursor = self.read_cursor(cluster, query, name)
+        return self.wrapped(cursor, is_logged=self._is_logged)
 
     def in_transaction(self) -> bool:
         """Whether a statement belongs to a transaction, of the project's own code
@@ -558,9 +559,10 @@ class Routing(ShardRows):
 
     def reads_replicas(self) -> bool:
         """Whether reads may leave the primary now."""
-        if self.wrapper.nodes.is_alone and not emulated.has(self.wrapper.nodes):
+        wrapper = self.wrapper
+        if wrapper.nodes.is_alone and not emulated.has(wrapper.nodes):
             return False
-        if self.in_transaction():
+        if wrapper.transaction.is_open and self.in_transaction():
             return False
         if self._kept is not None:
             if self._kept is self.wrapper.connection:

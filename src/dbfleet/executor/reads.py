@@ -83,13 +83,14 @@ class ReadCursor:
         name = choice.name or self._replicas.primary_of(self._place)
         if events.is_observed():
             self._tell_sent(name)
-        started, has_failed = load.started(name), True
+        started = load.started(name)
         try:
             found = action(choice, sql, params)
-            has_failed = False
-        finally:
-            load.finished(name, started, has_failed)
-        if choice.name is not None:
+        except BaseException:
+            load.finished(name, started, True)
+            raise
+        load.finished(name, started)
+        if breaker.is_troubled() and choice.name is not None:
             breaker.succeeded(name)
         return found
 
