@@ -180,6 +180,7 @@ for name in names:
 def test_what_freshness_costs(fleet: Fleet) -> None:
     """A write tells its position, the first read proves it, later ones know."""
     told = fleet.engine == "postgresql"
+    fleet.run("connection.ensure_connection()")
     fleet.run(COUNTED)
     try:
         assert fleet.run("for _ in range(4): texts()\nresult = asked") == []

@@ -274,3 +274,43 @@ def test_a_lost_write_is_told_before_the_new_primary_is_used(fleet: Fleet) -> No
         """
     )
     assert found == ["dbfleet.E207", ["new", "one"]]
+
+
+def test_a_new_connection_to_an_old_primary_is_refused(fleet: Fleet) -> None:
+    """The timeline is known, and no declared node is on it."""
+    found = fleet.run(
+        """
+        leaders.saw_timeline("default/home", 2)
+        connection.close()
+        result = [write("one more"), write("one more")]
+        leaders.forget()
+        result.append(write("two"))
+        """
+    )
+    assert found == ["dbfleet.E209", "dbfleet.E209", "written"]
+    assert fleet.rows(fleet.servers.primary) == ["one", "two"]
+
+
+def test_a_role_that_may_not_ask_still_writes_and_sees_it(fleet: Fleet) -> None:
+    """Its commits tell nothing; none of them may look as if it had failed."""
+    refuse = "REVOKE EXECUTE ON FUNCTION pg_walfile_name(pg_lsn) FROM PUBLIC"
+    primary = fleet.servers.primary
+    primary.execute(refuse, dbname="shop")
+    primary.execute("CREATE ROLE plain LOGIN", dbname="shop")
+    primary.execute(
+        "GRANT ALL ON ALL TABLES IN SCHEMA public TO plain; "
+        "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO plain",
+        dbname="shop",
+    )
+    fleet.servers.wait_until_caught_up()
+    found = fleet.run(
+        """
+        connection.close()
+        for node in connection.settings_dict["NODES"].values():
+            node["USER"] = "plain"
+        connection.settings_dict["USER"] = "plain"
+        sessions.forget()
+        result = write("two"), texts()
+        """
+    )
+    assert found == ["written", ["one", "two"]]

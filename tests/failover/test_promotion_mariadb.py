@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from dbfleet.testing.rig import Rig
 from tests.clusters.console import Console
+from tests.failover import test_promotion as promotion
 from tests.failover.test_promotion import MODELS, PRELUDE, SETTINGS, eventually
 from tests.support.project import Project
 
 HEAD = "import pymysql\n\npymysql.install_as_MySQLdb()\n"
 
 
-@dataclass
-class Fleet:
+class Fleet(promotion.Fleet):
     """A process that has used a primary and its two replicas."""
-
-    servers: Any
-    console: Console
-
-    def ask(self, expression: str) -> Any:
-        return self.console.ask(expression)
-
-    def run(self, code: str) -> Any:
-        return self.console.run(textwrap.dedent(code))
-
-    def rows(self, server: Any) -> list[str]:
-        found = server.execute("SELECT text FROM app_note ORDER BY text", dbname="shop")
-        return [text for (text,) in found]
 
     def follow(self, replica: Any, primary: Any) -> None:
         """Have a replica stream from another primary, as an operator would."""

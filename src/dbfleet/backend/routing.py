@@ -114,14 +114,9 @@ class Routing(ShardRows):
 
     def policy(self, cluster: str, model: Any = None) -> Any:
         """How a replica is chosen: the model's policy, the cluster's, the setting's."""
-        settings = conf.settings()
-        if settings.policies and model is not None:
-            opts = model._meta
-            own = conf.most_specific(settings.policies, opts.app_label, opts.model_name)
-            if own is not None:
-                return own
         declared = self.wrapper.nodes.clusters[cluster]
-        return declared.policy or self.topology.policy or settings.policy
+        names = (model._meta.app_label, model._meta.model_name) if model else ()
+        return conf.settings().policy_for(declared, *names)
 
     def level(self, query: Any = None) -> Level:
         """How old an answer may be: the queryset's level, the block's, the model's,

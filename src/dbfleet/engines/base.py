@@ -276,7 +276,7 @@ class Engine:
         The rows say nothing where the position turns out not to be enough.
         """
         found = self.applied(node)
-        _execute(cursor, sql, params)
+        execute(cursor, sql, params)
         return found
 
     def write_at(
@@ -286,7 +286,7 @@ class Engine:
 
         One round trip. The rows, unless the cursor has them.
         """
-        _execute(cursor, sql, params)
+        execute(cursor, sql, params)
         return None, None
 
     def tells_commit(self, node: Any) -> bool:
@@ -431,7 +431,8 @@ class Engine:
         return []
 
 
-def _execute(cursor: Any, sql: str, params: Any) -> None:
+def execute(cursor: Any, sql: str, params: Any) -> None:
+    """Execute with the driver's cursor; without parameters ``%`` is a character."""
     if params is None:
         cursor.execute(sql)
     else:

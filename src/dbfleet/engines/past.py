@@ -100,11 +100,9 @@ class Past:
                 )
         return used
 
-    @contextlib.contextmanager
-    def shown(self, node: Any) -> Iterator[None]:
+    def shown(self, node: Any) -> contextlib.AbstractContextManager[None]:
         """Statements of the block see the copies, where the server can do that."""
         raise NotSupportedError("only PostgreSQL reads the past by other means")
-        yield
 
 
 class PostgresPast(Past):

@@ -15,13 +15,13 @@ from typing import Any, ClassVar
 
 from django.db.utils import Error, ProgrammingError
 
-from dbfleet.engines.base import Engine, GatheredRows, Position, Verdict
+from dbfleet.engines.base import Engine, GatheredRows, Position, Verdict, execute
 
 _INTRANS, _INERROR = 2, 3
 
 #: after COMMIT, in a statement of its own: never before the commit's own record
 _INSERTED = "SELECT pg_current_wal_insert_lsn()"
-#: what never changes while a connection to a primary lives, asked along once
+#: what never changes while a connection to a primary lives, asked once
 _ORIGIN = (
     ", pg_walfile_name(pg_current_wal_insert_lsn()), "
     "(SELECT system_identifier FROM pg_control_system())"
@@ -110,12 +110,23 @@ class WalPositions(Engine):
     # -- asking -----------------------------------------------------------------
 
     def position(self, primary: Any) -> Position | None:
-        rows = self.fetch(primary, _inserted(primary))
+        try:
+            rows = self.fetch(primary, _inserted(primary))
+        except ProgrammingError:
+            return None  # this role may not ask
         return _position(primary, rows[0])
 
     def applied(self, replica: Any) -> Position | None:
         lsn, timeline = self.fetch(replica, _APPLIED)[0]
         return None if lsn is None else Position(_number(lsn), timeline)
+
+    def track_commits(self, primary: Any) -> None:
+        # Asked here: were it refused after a COMMIT in the same message, a write that
+        # happened would look as if it had failed.
+        connection = primary.connection
+        has_one = hasattr(connection, "dbfleet_origin")
+        if _is_psycopg3(connection) and not has_one and not self.is_standby(primary):
+            self.position(primary)
 
     # -- in the message of a statement --------------------------------------------
 
@@ -154,7 +165,7 @@ class WalPositions(Engine):
         if not _takes_several(cursor):
             return super().read_at(node, cursor, sql, params)
         guard = getattr(node.connection, "dbfleet_guard", _APPLIED)
-        _execute(cursor, f"{guard};\n{sql}", params)
+        execute(cursor, f"{guard};\n{sql}", params)
         lsn, timeline = cursor.fetchone()
         cursor.nextset()
         return None if lsn is None else Position(_number(lsn), timeline)
@@ -162,10 +173,10 @@ class WalPositions(Engine):
     def write_at(
         self, node: Any, cursor: Any, sql: str, params: Any
     ) -> tuple[GatheredRows | None, Position | None]:
-        if not _takes_several(cursor):
+        if not _takes_several(cursor) or self.known_timeline(node) is None:
             return super().write_at(node, cursor, sql, params)
         try:
-            _execute(cursor, f"BEGIN;\n{sql}\n;COMMIT;\n{_inserted(node)}", params)
+            execute(cursor, f"BEGIN;\n{sql}\n;COMMIT;\n{_INSERTED}", params)
         except node.Database.Error:
             _leave_failed(node.connection)
             raise
@@ -181,12 +192,13 @@ class WalPositions(Engine):
         return (
             connection is not None
             and _is_psycopg3(connection)
+            and self.known_timeline(node) is not None
             and connection.info.transaction_status == _INTRANS
         )
 
     def commit_at(self, node: Any) -> Position | None:
         cursor = node.connection.cursor()
-        cursor.execute(f"COMMIT;\n{_inserted(node)}")
+        cursor.execute(f"COMMIT;\n{_INSERTED}")
         if cursor.statusmessage != "COMMIT":
             return None
         cursor.nextset()
@@ -230,13 +242,6 @@ def _is_psycopg3(connection: Any) -> bool:
 def _bases(kind: Any) -> frozenset[str]:
     names = {one.__name__ for one in kind.__mro__}
     return frozenset(names | {f"{o.__module__}.{o.__name__}" for o in kind.__mro__})
-
-
-def _execute(cursor: Any, sql: str, params: Any) -> None:
-    if params is None:
-        cursor.execute(sql)
-    else:
-        cursor.execute(sql, params)
 
 
 def _leave_failed(connection: Any) -> None:

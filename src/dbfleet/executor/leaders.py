@@ -106,23 +106,22 @@ class Leaders:
     def check(self, cluster: str, node: Any) -> None:
         """Refuse a connection to a server that was the primary on an earlier timeline.
 
-        No round trip, but for a connection that never told its timeline after a
-        promotion was seen. Raises NodeMismatch E209.
+        No round trip unless it is; then a search. Raises NodeMismatch E209.
         """
-        key = self.nodes.keys[cluster]
-        state = _clusters.get(key)
-        if state is None or not state.timeline:
+        state = _clusters.get(self.nodes.keys[cluster])
+        known = self.nodes.engine.known_timeline(node)
+        if state is None or known is None or known >= state.timeline:
             return
-        engine = self.nodes.engine
-        known = engine.known_timeline(node)
-        if known is None or known >= state.timeline:
-            return
-        node.close()
-        raise self._replaced(cluster, known, state.timeline)
+        self.search(cluster)  # the next statement follows who is found
+        self.refuse(cluster, node)
 
-    def _replaced(self, cluster: str, old: int, new: int) -> NodeMismatch:
+    def refuse(self, cluster: str, node: Any) -> None:
+        """Leave a server that another one was promoted in place of."""
+        old = self.nodes.engine.known_timeline(node)
+        new = _of(self.nodes.keys[cluster]).timeline
+        node.close()
         declared = self.nodes.clusters[cluster]
-        return NodeMismatch(
+        raise NodeMismatch(
             "E209",
             f"the server that {declared.primary} of alias "
             f"{self.nodes.topology.alias!r} is connected to is on timeline {old}, but "
@@ -234,14 +233,18 @@ def connect(
     engine = nodes.engine
     try:
         connect()
-        if not engine.is_standby(node):
+        known = engine.known_timeline(node)
+        is_late = known is not None and known < _of(nodes.keys[cluster]).timeline
+        if not is_late and not engine.is_standby(node):
             return
         error = None
     except NodeUnavailable as unreachable:
-        error = unreachable
+        error, is_late = unreachable, False
     if not nodes.leaders.search(cluster) or not follow(node, nodes, cluster):
         if error is not None:
             raise error
+        if is_late:
+            nodes.leaders.refuse(cluster, node)
         return  # read-only: the first write says so
     connect()
 

@@ -19,7 +19,7 @@ from dbfleet.backend import cursor as raw_cursors
 from dbfleet.backend.base import FleetMixin
 from dbfleet.backend.routing import Routing
 from dbfleet.engines import wal
-from dbfleet.engines.base import GatheredRows, Position, Verdict
+from dbfleet.engines.base import GatheredRows, Position, Verdict, execute
 from dbfleet.engines.mysql import MySQLEngine
 from dbfleet.engines.postgresql import PostgreSQLEngine
 from dbfleet.executor.nodes import NodeSet
@@ -137,7 +137,7 @@ def position_before_commit() -> None:
 
 def position_inside_write() -> None:
     def write_at(self: Any, node: Any, cursor: Any, sql: str, params: Any) -> Any:
-        wal._execute(cursor, f"BEGIN;\n{sql}\n;{wal._inserted(node)};\nCOMMIT", params)
+        execute(cursor, f"BEGIN;\n{sql}\n;{wal._inserted(node)};\nCOMMIT", params)
         cursor.nextset()
         rows = [] if cursor.description is None else cursor.fetchall()
         held = GatheredRows(rows, cursor.description, cursor.rowcount)
@@ -157,7 +157,7 @@ def position_flushed() -> None:
 
 def guard_after_query() -> None:
     def read_at(self: Any, node: Any, cursor: Any, sql: str, params: Any) -> Any:
-        wal._execute(cursor, sql, params)
+        execute(cursor, sql, params)
         return self.applied(node)
 
     for engine in ENGINES:
