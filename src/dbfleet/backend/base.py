@@ -26,6 +26,7 @@ from dbfleet.errors import NodeUnavailable
 from dbfleet.executor import leaders
 from dbfleet.executor.failures import NodeErrorWrapper, connecting
 from dbfleet.executor.nodes import NodeSet, resolved_params
+from dbfleet.executor.watch import watch_connecting
 from dbfleet.transactions.transaction import FleetTransaction
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class FleetMixin:
     owner = None
     #: the server that was promoted in the declared primary's place
     leader: Any = None
+    #: the statement at hand may write, outside a transaction
+    is_writing = False
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS):
         # A connection without a database (to create one) is no fleet.
@@ -113,7 +116,7 @@ class FleetMixin:
 
     def get_connection_params(self) -> Any:
         params = resolved_params(self, super().get_connection_params)  # type: ignore[misc]
-        if self.topology is not None and self.topology.home.replicas:
+        if self.topology is not None and self.topology.home.is_replicated:
             params = self.engine.connection_params(self, params)
         return params
 
@@ -124,7 +127,7 @@ class FleetMixin:
         return NodeErrorWrapper(self, self)
 
     def connect(self) -> None:
-        if self.topology is None or not self.topology.home.replicas:
+        if self.topology is None or not self.topology.home.is_replicated:
             self._connect()
         else:
             leaders.connect(self, self.nodes, "home", self._connect)
@@ -133,6 +136,8 @@ class FleetMixin:
         if self.routing is None:
             super().connect()  # type: ignore[misc]
         else:
+            if self.topology.home.is_replicated:
+                watch_connecting(self)
             with connecting(self, self):
                 super().connect()  # type: ignore[misc]
 
@@ -241,12 +246,14 @@ class FleetMixin:
             node.close_if_unusable_or_obsolete()
         for one in everyone:
             one.errors_occurred = False
+        if self.nodes is not None:
+            self.nodes.rest()
 
     def init_connection_state(self) -> None:
         self._on_home(super().init_connection_state)  # type: ignore[misc]
         if self.topology is not None and self.topology.read_only:
             self.engine.make_read_only(self)
-        elif self.topology is not None and self.topology.home.replicas:
+        elif self.topology is not None and self.topology.home.is_replicated:
             self.engine.track_commits(self)
 
     def check_constraints(self, table_names: Any = None) -> None:

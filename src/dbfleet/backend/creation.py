@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from dbfleet.executor import discovery
+
 
 @lru_cache(maxsize=32)
 def creation_class(vendor_class: type) -> type:
@@ -42,6 +44,7 @@ class FleetCreation:
         return name
 
     def _rename_replicas(self, home_name: str) -> None:
+        discovery.forget(self.connection.alias)  # what was found has the old names
         topology = self.connection.topology
         nodes = self.connection.settings_dict["NODES"]
         for cluster in topology.clusters:
@@ -81,6 +84,7 @@ class FleetCreation:
         super().destroy_test_db(old_database_name, verbosity, keepdb, suffix)  # type: ignore[misc]
         if suffix is not None:
             return
+        discovery.forget(self.connection.alias)
         for node in self._shard_nodes():
             node.close()
         if self.connection.settings_dict.pop("REPLICAS_OFF", False):

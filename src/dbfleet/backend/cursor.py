@@ -15,6 +15,7 @@ from django.apps import apps
 
 from dbfleet import lexer
 from dbfleet.errors import RouteRefused
+from dbfleet.executor.writes import counting
 from dbfleet.planner.plan import Statement as Planned
 from dbfleet.planner.route import HOME, Rung
 from dbfleet.planner.statements import Statement, classify
@@ -75,11 +76,14 @@ class RawCursor:
         self._is_write = statement.kind in {"write", "ddl"} or self._may_write(
             statement
         )
-        return self._on(routing.node(HOME, is_write=self._is_write))
+        node = routing.node(HOME, is_write=self._is_write)
+        if self._is_write:
+            return counting(routing.wrapper.nodes, HOME, node, self._on(node))
+        return self._on(node)
 
     def _read_home(self) -> Any:
         routing = self._routing
-        if routing.reads_replicas() and routing.topology.home.replicas:
+        if routing.reads_replicas() and routing.topology.home.is_replicated:
             return routing.read_cursor(HOME, None, self._name)
         return self._on(routing.node(HOME, is_write=False))
 
@@ -129,7 +133,10 @@ class RawCursor:
         touched = self._sharded_tables(sql)
         if not touched:
             self._is_write = statement.kind in {"write", "unknown"}
-            return self._on(routing.node(HOME, is_write=self._is_write))
+            node = routing.node(HOME, is_write=self._is_write)
+            if self._is_write:
+                return counting(routing.wrapper.nodes, HOME, node, self._on(node))
+            return self._on(node)
         if statement.kind == "read" or self._is_sequence_call(sql, statement):
             return self._read(sql)
         return self._write(sql, statement, touched)

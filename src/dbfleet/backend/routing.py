@@ -6,8 +6,7 @@ lasts for one statement; a wrapper belongs to one thread.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from django.core.exceptions import EmptyResultSet
 from django.db.backends.utils import CursorWrapper
 
 from dbfleet import conf, sessions
+from dbfleet.backend.binding import Binding
 from dbfleet.backend.cursor import RawCursor
 from dbfleet.backend.shard_rows import ShardRows
 from dbfleet.backend.writing import Writes
@@ -44,11 +44,8 @@ from dbfleet.sessions import Level, pins
 from dbfleet.sharding import keys, ledger
 from dbfleet.sharding.claims import rules_of
 
-#: opens the driver's (or our) cursor for the statement at hand
-Target = Callable[[str | None], Any]
 
-
-class Routing(ShardRows):
+class Routing(Binding, ShardRows):
     """Routes the statements of one alias wrapper."""
 
     def __init__(self, wrapper: Any) -> None:
@@ -59,10 +56,8 @@ class Routing(ShardRows):
         self._places: dict[str, Place] = {}
         #: the settings say something of single models
         self._has_own_places = False
-        self.target: Target | None = None
         #: the driver's connection that raw SQL gave a state of its own
         self._kept: Any = None
-        self._is_logged = True
         self._blocks: list[Block] | None = None
         self.tables = Tables(self.topology)
         self.writes = Writes(self)
@@ -183,8 +178,10 @@ class Routing(ShardRows):
         if transaction.is_open:
             transaction.check_usable()
             transaction.touch(cluster, node, is_write=is_write)
-        elif is_write and not captures:
-            wrapper.nodes.saw(cluster)
+        elif is_write:
+            node.is_writing = True
+            if not captures:
+                wrapper.nodes.saw(cluster)
         return node
 
     def _reconnect(self) -> None:
@@ -263,67 +260,11 @@ class Routing(ShardRows):
             return self.wrapper.engine.named_cursor(node, name)
         return node.create_cursor(name)
 
-    @contextlib.contextmanager
-    def bound(self, target: Target) -> Iterator[None]:
-        before, self.target = self.target, target
-        try:
-            yield
-        finally:
-            self.target = before
-
-    @contextlib.contextmanager
-    def set_aside(self) -> Iterator[None]:
-        """Steps of a write bind their own cursors; outer bindings wait."""
-        before, self.target = self.target, None
-        try:
-            yield
-        finally:
-            self.target = before
-
-    def on_home(self) -> contextlib.AbstractContextManager[None]:
-        """Cursors of the block are home's own, without a look at their SQL."""
-
-        def target(name: str | None) -> Any:
-            self.target = target  # each cursor of the block, not only the first
-            return self._home_target(name)
-
-        return self.bound(target)
-
-    @contextlib.contextmanager
-    def on(
-        self, cluster: str, *, is_write: bool, is_logged: bool = True
-    ) -> Iterator[None]:
-        """The next cursor is on the primary of ``cluster``."""
-        is_logged = is_logged and self._is_logged
-        target = partial(self.cluster_target, cluster, is_write, is_logged=is_logged)
-        with self.bound(target):
-            yield
-
-    @contextlib.contextmanager
-    def unlogged(self) -> Iterator[None]:
-        """Statements inside are steps of another one; the log shows that one."""
-        before, self._is_logged = self._is_logged, False
-        try:
-            yield
-        finally:
-            self._is_logged = before
-
-    @contextlib.contextmanager
-    def on_every_node(self) -> Iterator[None]:
-        """Every cursor opened inside runs its statements on every primary."""
-        clusters = (HOME, *self.topology.shards)
-
-        def target(name: str | None) -> Any:
-            self.target = target  # each cursor of the block, not only the first
-            return self.wrapper._prepare_cursor(self.scatter(clusters, is_write=True))
-
-        with self.bound(target):
-            yield
-
     def scatter(self, clusters: tuple[str, ...], *, is_write: bool) -> ScatterCursor:
         return ScatterCursor(
             [partial(self.node, cluster, is_write=is_write) for cluster in clusters],
             self.wrapper.features.empty_fetchmany_value,
+            self.wrapper.nodes.counted if is_write else None,
         )
 
     def scatter_ddl(self) -> ScatterCursor:
@@ -433,7 +374,7 @@ class Routing(ShardRows):
         """The servers that may serve a route."""
         names: list[str] = []
         for cluster in route.clusters:
-            declared = self.wrapper.nodes.clusters[cluster]
+            declared = self.wrapper.nodes.current(cluster, is_asked=route.replica_ok)
             if route.replica_ok and declared.replicas:
                 names += declared.replicas
             else:
@@ -525,7 +466,8 @@ class Routing(ShardRows):
         **kwargs: Any,
     ) -> Any:
         """Run on a node of the cluster that is found when its cursor executes."""
-        has_replicas = bool(self.wrapper.nodes.clusters[cluster].replicas)
+        declared = self.wrapper.nodes.clusters[cluster]
+        has_replicas = declared.replicas or declared.source is not None
         if query.select_for_update or not has_replicas:
             is_write = bool(query.select_for_update)
             self.target = partial(self.cluster_target, cluster, is_write)
@@ -593,7 +535,7 @@ class Routing(ShardRows):
             is_logged = self._is_logged
         captures = (
             is_write
-            and bool(self.wrapper.nodes.clusters[cluster].replicas)
+            and self.wrapper.nodes.clusters[cluster].is_replicated
             and not self.wrapper.transaction.is_open
         )
         node = self.node(cluster, is_write=is_write, captures=captures)

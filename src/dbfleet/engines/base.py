@@ -97,6 +97,10 @@ class Engine:
     has_binary_text_equality: ClassVar[bool] = False
     #: a replica's position can be compared with its primary's
     tracks_positions: ClassVar[bool] = False
+    #: positions move only by writes that are :meth:`counted`
+    counts_commits: ClassVar[bool] = False
+    #: asking costs no round trip, so what a node said is not relied on later
+    is_local: ClassVar[bool] = False
 
     #: :meth:`make_read_only` makes the server refuse writes
     enforces_read_only: ClassVar[bool] = False
@@ -174,6 +178,18 @@ class Engine:
         kept = {k: v for k, v in settings["OPTIONS"].items() if k != "pool"}
         return {**settings, "OPTIONS": {**kept, **self.connect_limits(timeout_s)}}
 
+    def bounded(self, node: Any, params: dict[str, Any]) -> dict[str, Any]:
+        """Connection parameters of a replica: connecting to it ends, in seconds, also
+        if the server does not answer. What the project set itself stays; no I/O."""
+        return params
+
+    def watch(self, node: Any, watch: Any, *, only_connecting: bool = False) -> None:
+        """Have ``watch`` asked, again and again, while a node sends no answer.
+
+        Called before a connection is opened and when it is open; no I/O. Nothing with
+        a driver that cannot be interrupted.
+        """
+
     # -- replication ----------------------------------------------------------
 
     def make_read_only(self, node: Any) -> None:
@@ -245,6 +261,12 @@ class Engine:
     def learn_history(self, primary: Any, have: Position) -> None:
         """Read how the timeline of ``have`` came about; at most one round trip."""
 
+    def judge(self, primary: Any, have: Position, want: Position) -> Verdict:
+        """What :meth:`compare` could not tell, with the primary's help; at most two
+        round trips."""
+        self.learn_history(primary, have)
+        return self.compare(have, want)
+
     def dump(self, position: Position) -> str:
         """A position as text for a token, without ``;`` and ``,``."""
         raise NotImplementedError
@@ -288,6 +310,19 @@ class Engine:
         """
         execute(cursor, sql, params)
         return None, None
+
+    def counted(
+        self, primary: Any, sql: str
+    ) -> contextlib.AbstractContextManager[list[Position]]:
+        """A block for one write in autocommit, which becomes part of the position.
+
+        The list has that position afterwards, if it is known. Nothing where the
+        server's log has every write anyway.
+        """
+        return contextlib.nullcontext([])
+
+    def count_commit(self, primary: Any) -> None:
+        """The same for the open transaction, which is about to be committed."""
 
     def tells_commit(self, node: Any) -> bool:
         """Whether :meth:`commit_at` can commit the open transaction; no I/O."""

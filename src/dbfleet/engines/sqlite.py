@@ -1,8 +1,8 @@
 """SQLite: files; rows are gathered in a private in-memory database.
 
-A file has one writer at a time and no log positions. Several files cannot commit
-together, so a commit over several files is ordered, not atomic; the manual says so
-where transactions are described.
+A file has one writer at a time. Several files cannot commit together, so a commit over
+several files is ordered, not atomic; the manual says so where transactions are
+described.
 """
 
 from __future__ import annotations
@@ -11,13 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dbfleet.engines.base import (
-    Engine,
-    FragmentSpec,
-    GatheredRows,
-    Overflow,
-    Row,
-)
+from dbfleet.engines.base import FragmentSpec, GatheredRows, Overflow, Row
+from dbfleet.engines.counter import CommitCounter
 
 
 def quote_name(name: str) -> str:
@@ -28,7 +23,7 @@ def quote_name(name: str) -> str:
 _FOLDS = {"NOCASE": "lower", "RTRIM": "rtrim"}
 
 
-class SQLiteEngine(Engine):
+class SQLiteEngine(CommitCounter):
     """What dbfleet needs of this vendor's servers."""
 
     vendor: ClassVar[str] = "sqlite"

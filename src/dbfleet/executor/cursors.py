@@ -7,6 +7,7 @@ Django wraps them like any other cursor, so its log, its test guards and its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from dbfleet.engines import GatheredRows
@@ -74,9 +75,14 @@ class GatherCursor(RowsCursor):
 class ScatterCursor(RowsCursor):
     """Runs one statement on several nodes in turn; counts and rows add up."""
 
-    def __init__(self, nodes: Sequence[Callable[[], Any]], empty: Any) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Callable[[], Any]],
+        empty: Any,
+        counted: Callable[[Any, str], AbstractContextManager[Any]] | None = None,
+    ) -> None:
         super().__init__(empty)
-        self._nodes = nodes
+        self._nodes, self._counted = nodes, counted
         #: what follows from a statement that every node has carried out
         self.after: Callable[[], None] | None = None
 
@@ -85,12 +91,13 @@ class ScatterCursor(RowsCursor):
         """The driver's connection of the first node, for quoting."""
         return self._nodes[0]().connection
 
-    def _each(self, action: Callable[[Any], Any]) -> ScatterCursor:
+    def _each(self, sql: str, action: Callable[[Any], Any]) -> ScatterCursor:
         self.rowcount, self._rows, self._at = 0, [], 0
         for get_node in self._nodes:
             node = get_node()
             node.ensure_connection()
-            with node.wrap_database_errors:
+            counted = self._counted(node, sql) if self._counted else nullcontext()
+            with node.wrap_database_errors, counted:
                 cursor = node.create_cursor()
                 action(cursor)
                 self.rowcount += max(cursor.rowcount, 0)
@@ -104,12 +111,12 @@ class ScatterCursor(RowsCursor):
 
     def execute(self, sql: str, params: Any = None) -> ScatterCursor:
         if params is None:
-            return self._each(lambda cursor: cursor.execute(sql))
-        return self._each(lambda cursor: cursor.execute(sql, params))
+            return self._each(sql, lambda cursor: cursor.execute(sql))
+        return self._each(sql, lambda cursor: cursor.execute(sql, params))
 
     def executemany(self, sql: str, param_list: Any) -> ScatterCursor:
         rows = list(param_list)
-        return self._each(lambda cursor: cursor.executemany(sql, rows))
+        return self._each(sql, lambda cursor: cursor.executemany(sql, rows))
 
 
 class StepsCursor(RowsCursor):

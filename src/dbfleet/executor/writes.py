@@ -42,7 +42,8 @@ class WriteCursor(RowsCursor):
     def executemany(self, sql: Any, param_list: Any) -> Any:
         self._holds = False
         try:
-            return self.inner.executemany(sql, param_list)
+            with self._nodes.engine.counted(self._node, str(sql)):
+                return self.inner.executemany(sql, param_list)
         finally:
             self._nodes.saw(self._cluster)
             self.rowcount = self.inner.rowcount
@@ -66,3 +67,10 @@ class WriteCursor(RowsCursor):
         if name.startswith("__") or name == "inner":
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+
+def counting(nodes: NodeSet, cluster: str, node: Any, inner: Any) -> Any:
+    """The cursor of a hand-written write; where we count commits, one that counts."""
+    if not nodes.counts(cluster):
+        return inner
+    return WriteCursor(nodes, cluster, node, inner)

@@ -18,12 +18,13 @@ from typing import Any
 from dbfleet.levels import Level, bounded
 from dbfleet.sessions import blocks
 from dbfleet.sessions.blocks import Consistency, _level, chosen_level, consistency
-from dbfleet.sessions.session import PRIMARY, ClusterState, Session
+from dbfleet.sessions.state import PRIMARY, ClusterState, Era, Session
 
 __all__ = [
     "PRIMARY",
     "ClusterState",
     "Consistency",
+    "Era",
     "Level",
     "Session",
     "_level",

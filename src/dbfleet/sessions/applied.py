@@ -27,7 +27,7 @@ def learn(engine: Any, node: str, position: Position) -> None:
     known = _known.get(node)
     if position.timeline is None:
         return  # one that cannot be told apart from a promoted server's
-    if known is None or engine.covers(position, (known,)):
+    if known is None or engine.is_local or engine.covers(position, (known,)):
         _known[node] = position
 
 

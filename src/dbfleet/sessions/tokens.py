@@ -5,11 +5,11 @@ first one wrote or saw, and text that is damaged, foreign or too old to be under
 never counts as a demand that was met: at worst the session asks the primary. A token
 holds positions, never an address, a name of a server or a secret.
 
-``1|default:home!7423.1.3000148!5f3a9c1e|sales:a!!!#|9ae1c2d0``: the version, a part
-for each cluster, a checksum. A part names the cluster, the positions that a replica
-must have applied, the replica that the session reads from, and ``#`` where it saw the
-primary at a position that nobody asked for. Every character may stand in a cookie and
-in a header.
+``1|default:home!7423.1.3000148!5f3a9c1e|sales:a!!!#17be03a9.2|9ae1c2d0``: the version,
+a part for each cluster, a checksum. A part names the cluster, the positions that a
+replica must have applied, the replica that the session reads from, and after ``#``,
+where it saw the primary at a position that nobody asked for, which primary that was
+and on which timeline. Every character may stand in a cookie and in a header.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -26,7 +26,7 @@ from django.utils.crypto import salted_hmac
 
 from dbfleet import conf, sessions, topology
 from dbfleet.observe import events
-from dbfleet.sessions.session import PRIMARY, ClusterState, Session
+from dbfleet.sessions.state import PRIMARY, ClusterState, Era, Session
 
 _VERSION = "1"
 #: length of a token; what does not fit is asked of the primaries instead
@@ -49,11 +49,13 @@ class _Part(NamedTuple):
     positions: tuple[str, ...] = ()
     replica: str = ""
     is_unknown: bool = False
+    #: under which primary: its tag and its timeline
+    era: str = ""
 
     def __str__(self) -> str:
         key = ":".join(quote(one, safe="") for one in self.key.split("/"))
         found = f"{key}!{'*'.join(self.positions)}!{self.replica}"
-        return f"{found}!{_UNKNOWN}" if self.is_unknown else found
+        return f"{found}!{_UNKNOWN}{self.era}" if self.is_unknown else found
 
 
 # -- writing ------------------------------------------------------------------------
@@ -104,7 +106,7 @@ def _part(
 ) -> _Part | None:
     wrapper = _fleet(key)
     cluster = dict(_clusters(wrapper)).get(key.rpartition("/")[2])
-    if cluster is None or not cluster.replicas:
+    if cluster is None or not cluster.is_replicated:
         return None
     # In the order in which other tasks of the session add to it: a replica is left
     # once the demand is raised, a position is known once it is demanded.
@@ -124,7 +126,10 @@ def _part(
         is_unknown = not replica
     if not dumped and not replica and not is_unknown:
         return None
-    return _Part(key, tuple(dumped), replica, is_unknown)
+    era = ""
+    if is_unknown and state.era is not None:
+        era = f"{_tag(wrapper, state.era.leader)}.{state.era.timeline or ''}"
+    return _Part(key, tuple(dumped), replica, is_unknown, era)
 
 
 def _joined(parts: list[_Part]) -> str:
@@ -234,7 +239,7 @@ def ask_all(session: Session) -> None:
     for alias in connections.settings:
         wrapper = _fleet(f"{alias}/home")
         for name, cluster in _clusters(wrapper):
-            if cluster.replicas:
+            if cluster.is_replicated:
                 session.saw_unknown(f"{alias}/{name}")
 
 
@@ -257,7 +262,9 @@ def _part_of(text: str) -> _Part:
     if text == _ALL or not 2 <= len(fields) <= 3:
         return _Part(key, is_unknown=True)
     positions = tuple(unquote(one) for one in fields[0].split("*") if one)
-    return _Part(key, positions, fields[1], len(fields) > 2)
+    is_unknown = len(fields) > 2
+    era = fields[2].removeprefix(_UNKNOWN) if is_unknown else ""
+    return _Part(key, positions, fields[1], is_unknown, era)
 
 
 def _apply(part: _Part, session: Session) -> None:
@@ -266,7 +273,7 @@ def _apply(part: _Part, session: Session) -> None:
     if wrapper is None or cluster is None:
         events.emit("token_refused", reason="alias", cluster=part.key[:100])
         return
-    if not cluster.replicas:
+    if not cluster.is_replicated:
         return
     if part.positions:
         try:
@@ -278,10 +285,19 @@ def _apply(part: _Part, session: Session) -> None:
             session.saw_unknown(part.key)
             return
     if part.is_unknown:
-        session.saw_unknown(part.key)
+        session.saw_unknown(part.key, _era(part.era, wrapper, cluster))
     if part.replica:
         replica, _, server = part.replica.partition(".")
-        _go_on_at(part, session, _named(wrapper, cluster, replica), server)
+        name = _named(wrapper, cluster.replicas, replica)
+        _go_on_at(part, session, name, server)
+
+
+def _era(text: str, wrapper: Any, cluster: topology.ClusterTopology) -> Era | None:
+    tag, _, timeline = text.partition(".")
+    leader = _named(wrapper, cluster.nodes, tag) if tag else None
+    if leader is None or not (timeline == "" or timeline.isdecimal()):
+        return None
+    return Era(leader, int(timeline) if timeline else None)
 
 
 def _loaded(engine: Any, text: str) -> Any:
@@ -322,13 +338,12 @@ def _fleet(key: str) -> Any:
 def _clusters(wrapper: Any) -> list[tuple[str, topology.ClusterTopology]]:
     if wrapper is None:
         return []
-    declared = wrapper.topology
-    return [("home", declared.home), *declared.shards.items()]
+    return [(name, wrapper.nodes.current(name)) for name in wrapper.nodes.clusters]
 
 
-def _named(wrapper: Any, cluster: topology.ClusterTopology, replica: str) -> str | None:
-    for name in cluster.replicas:
-        if _tag(wrapper, name) == replica:
+def _named(wrapper: Any, names: Sequence[str], tag: str) -> str | None:
+    for name in names:
+        if _tag(wrapper, name) == tag:
             return name
     return None
 

@@ -304,7 +304,7 @@ class FleetTransaction:
         """Commit home; the session learns at which position, if the commit's own
         message tells it."""
         wrapper, position = self.wrapper, None
-        if wrapper.topology.home.replicas and self.engine.tells_commit(wrapper):
+        if wrapper.topology.home.is_replicated and self.engine.tells_commit(wrapper):
             with debug_transaction(wrapper, "COMMIT"), wrapper.wrap_database_errors:
                 position = self.engine.commit_at(wrapper)
         else:
@@ -329,8 +329,11 @@ class FleetTransaction:
         return bool(self.engine.can_prepare and is_wanted)
 
     def _commit_each(self, parts: list[Participant]) -> None:
+        clusters = self.wrapper.nodes.clusters
         for part in parts:
             try:
+                if clusters[part.cluster].is_replicated:
+                    self.engine.count_commit(part.node)
                 self.engine.commit(part.node, part.gid)
             except Error as error:
                 if self.engine.is_lost(part.node):

@@ -8,8 +8,9 @@ has added.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # engines are for projects with a fleet
     from dbfleet.engines import Position
@@ -20,11 +21,27 @@ if TYPE_CHECKING:  # engines are for projects with a fleet
 PRIMARY = ""
 
 
+class Era(NamedTuple):
+    """Which node was a cluster's primary, and on which timeline if it tells one."""
+
+    leader: str
+    timeline: int | None
+    #: how many promotions this process had found; None if another one told
+    found: int | None = None
+
+    def ended(self, now: Era) -> bool:
+        """Whether another server has been promoted by ``now``."""
+        pairs = zip(self[1:], now[1:], strict=True)
+        is_later = any(a != b for a, b in pairs if a is not None and b is not None)
+        return is_later or self.leader != now.leader
+
+
 class ClusterState:
     """One session's view of one cluster."""
 
     __slots__ = (
         "connection",
+        "era",
         "floors",
         "is_unknown",
         "judged",
@@ -33,6 +50,7 @@ class ClusterState:
         "proved",
         "server",
         "stays_until",
+        "unknown_at",
         "unknowns",
     )
 
@@ -43,6 +61,10 @@ class ClusterState:
         self.proved: Position | None = None
         #: the session saw the primary at a position that nobody has asked for
         self.is_unknown = False
+        #: under which primary it saw the first such position, None if that is not
+        #: known, and when it saw the last one (monotonic seconds)
+        self.era: Era | None = None
+        self.unknown_at = 0.0
         #: the promoted leader that was found to have the floors
         self.judged: Any = None
         #: counts how often that came about
@@ -104,11 +126,14 @@ class Session:
             state.floors = merge(state.floors, positions)
             state.proved = state.judged = None
 
-    def saw_unknown(self, cluster: str) -> None:
-        """The session saw the primary at a position that it was not told."""
+    def saw_unknown(self, cluster: str, era: Era | None = None) -> None:
+        """The session saw the primary at a position that it was not told; ``era`` is
+        which primary that was."""
         state = self.of(cluster)
         with self._lock:
-            state.is_unknown = True
+            if era is not None and not (state.is_unknown and state.era):
+                state.era = era
+            state.is_unknown, state.unknown_at = True, time.monotonic()
             state.unknowns += 1
 
     def learned(self, state: ClusterState, unknowns: int) -> None:
@@ -116,7 +141,7 @@ class Session:
         count was before it was asked."""
         with self._lock:
             if state.unknowns == unknowns:
-                state.is_unknown = False
+                state.is_unknown, state.era = False, None
 
     def drop(self, cluster: str, lost: Position) -> None:
         """Demand a position no longer: its loss was reported."""
