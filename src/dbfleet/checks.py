@@ -31,6 +31,7 @@ from dbfleet.placement.lookup import (
 )
 from dbfleet.placement.router import PlacementRouter
 from dbfleet.policies import Named
+from dbfleet.replicas import Call, SourceFailed
 from dbfleet.topology import Topology
 from dbfleet.topology.mistakes import Mistake, Mistakes, unknown_name
 
@@ -50,6 +51,7 @@ def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
     for label in {*fleet.placement, *fleet.shard_rules}:
         _check_root(label, mistakes)
     _check_policies(fleet, mistakes)
+    _check_sources(mistakes)
     return [_message(mistake) for mistake in mistakes]
 
 
@@ -84,6 +86,16 @@ def _read_settings() -> tuple[Mistakes, FleetSettings]:
 def _message(mistake: Mistake) -> checks.CheckMessage:
     kind = checks.Warning if mistake.code.startswith("W") else checks.Error
     return kind(mistake.text, obj=mistake.where, id=f"dbfleet.{mistake.code}")
+
+
+def _check_sources(mistakes: Mistakes) -> None:
+    """A function that is to find replicas exists; it is not called."""
+    for where, source in topology.sources(settings.DATABASES):
+        if isinstance(source, Call):
+            try:
+                source.resolved()
+            except SourceFailed as error:
+                mistakes.add("E004", where, f"REPLICAS CALL {error}")
 
 
 # --- names in settings ---------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 #: what was stored is read again after this time, by the first who asks
 REFRESH_S = 5.0
@@ -17,6 +17,8 @@ REFRESH_S = 5.0
 current: frozenset[str] = frozenset()
 #: cluster -> when its drained nodes are to be read again
 _due: dict[str, float] = {}
+#: nodes that are none of their cluster's any more -> until when that is told
+_left: dict[str, float] = {}
 
 
 def set_drained(names: Iterable[str], cluster: str | None = None) -> None:
@@ -27,7 +29,40 @@ def set_drained(names: Iterable[str], cluster: str | None = None) -> None:
     """
     global current
     others = () if cluster is None else current - drained(cluster)
-    current = frozenset(names).union(others)
+    current = frozenset(names).union(others, tuple(_left))
+
+
+def leave(
+    removed: Iterable[str],
+    members: Collection[str],
+    seconds: float,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """``removed`` are replicas of a cluster no more: left alone for ``seconds``.
+
+    Sessions that stay on one of them move; after that none chooses it. ``members`` are
+    the replicas that the cluster has.
+    """
+    global current
+    _end(name for name in tuple(_left) if name in members)
+    _left.update(dict.fromkeys(removed, clock() + seconds))
+    current = current.union(removed)
+
+
+def settle(*, clock: Callable[[], float] = time.monotonic) -> None:
+    """Forget the nodes that left long enough ago. Costs nothing where none did."""
+    if _left:
+        now = clock()
+        _end(name for name, until in tuple(_left.items()) if now >= until)
+
+
+def _end(names: Iterable[str]) -> None:
+    global current
+    over = frozenset(names)
+    for name in over:
+        _left.pop(name, None)
+    current -= over
 
 
 def is_drained(name: str) -> bool:
@@ -67,3 +102,4 @@ def reset() -> None:
     global current
     current = frozenset()
     _due.clear()
+    _left.clear()

@@ -45,11 +45,12 @@ def _alias_of(node: str) -> Any:
     replicas: list[str] = []
     for alias in connections.settings:
         wrapper: Any = connections[alias]
-        topology = getattr(wrapper, "topology", None)
-        for cluster in topology.clusters if topology is not None else ():
-            if node in cluster.replicas:
+        nodes: Any = getattr(wrapper, "nodes", None)
+        for name in nodes.clusters if nodes is not None else ():
+            found = nodes.current(name, is_asked=True).replicas
+            if node in found:
                 return wrapper
-            replicas += cluster.replicas
+            replicas += found
     raise CommandError(
         f"there is no replica {node!r}; there are: {', '.join(replicas) or 'none'}"
     )

@@ -25,6 +25,7 @@ from django.db import connections
 from django.db.utils import Error, load_backend
 
 from dbfleet.engines import Engine, Position, engine_for
+from dbfleet.executor import discovery
 from dbfleet.executor.failures import reason_of
 from dbfleet.executor.nodes import node_class
 from dbfleet.planner.route import HOME
@@ -53,6 +54,8 @@ class NodeStatus:
     #: slots of the shard map that are on a shard's cluster
     slots: int | None = None
     problem: str | None = None
+    #: why a node that a source of replicas listed is not read
+    left_out: str | None = None
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Probe:
     #: makes the connection, in the thread that uses it
     connect: Callable[[], Any]
     is_home_of_shards: bool = False
+    #: a source of replicas listed it
+    is_found: bool = False
     identity: str | None = None
     position: Position | None = None
     slot_counts: dict[str, int] | None = None
@@ -96,7 +101,7 @@ def run(
         known = ", ".join(connections.settings)
         raise CommandError(f"there is no alias {database!r}; there are: {known}")
     aliases = [database] if database is not None else list(connections.settings)
-    nodes = look(aliases, timeout)
+    nodes = [*look(aliases, timeout), *_sources(aliases)]
     stdout.write(_as_json(nodes) if json else _table(nodes))
     unwell = [one.node for one in nodes if one.problem]
     if unwell:
@@ -146,7 +151,8 @@ def _probes(alias: str, timeout_s: int) -> list[Probe]:
         return [Probe(status, engine, partial(kind, settings, alias))]
     kind = node_class(wrapper.vendor_class)
     found = []
-    for cluster, declared in {HOME: topology.home, **topology.shards}.items():
+    for cluster in wrapper.nodes.clusters:
+        declared = wrapper.nodes.current(cluster, is_asked=True)
         for name in declared.nodes:
             nodes = wrapper.settings_dict["NODES"]
             settings = engine.probe_settings(nodes[name], timeout_s)
@@ -155,7 +161,24 @@ def _probes(alias: str, timeout_s: int) -> list[Probe]:
                 role = "read-only"  # which may well be a replica
             is_home = topology.is_sharded and name == topology.home.primary
             status = NodeStatus(alias, cluster, name, role)
-            found.append(Probe(status, engine, partial(kind, settings, name), is_home))
+            is_found = declared.source is not None and role == "replica"
+            connect = partial(kind, settings, name)
+            found.append(Probe(status, engine, connect, is_home, is_found))
+    return found
+
+
+def _sources(aliases: Sequence[str]) -> list[NodeStatus]:
+    """A row for each source of replicas that did not answer."""
+    found = []
+    for alias in aliases:
+        nodes = getattr(connections[alias], "nodes", None)
+        for cluster, declared in nodes.clusters.items() if nodes is not None else ():
+            failure = declared.source and discovery.failure_of(declared)
+            if failure:
+                name = f"{declared.name}/replicas"
+                found.append(
+                    NodeStatus(alias, cluster, name, "source", problem=failure)
+                )
     return found
 
 
@@ -180,7 +203,11 @@ def _ask(probe: Probe, primary: Probe | None) -> None:
             status.caught_up = engine.covers(engine.applied(node), [primary.position])
         if probe.is_home_of_shards:
             probe.slot_counts = ledger.slot_counts(engine, node)
-        status.problem = _mismatch(probe, primary)
+        problem = _mismatch(probe, primary)
+        if probe.is_found and problem:
+            status.left_out = problem
+        else:
+            status.problem = problem
     except (Error, OSError, ImportError, ImproperlyConfigured) as error:
         status.problem = reason_of(error)
     finally:
@@ -251,6 +278,8 @@ def _row(one: NodeStatus) -> tuple[str, ...]:
     remark = "ok"
     if one.problem:
         remark = f"WRONG: {one.problem}" if one.reachable else f"DOWN: {one.problem}"
+    elif one.left_out:
+        remark = f"left out: {one.left_out}"
     elif one.caught_up is False:
         remark = "behind its primary"
     server = one.server_role or "-"

@@ -143,8 +143,8 @@ def plan_cluster(
     topology: Topology, *, in_transaction: bool, locks: bool, level: str
 ) -> Route:
     """Route a SELECT of an alias that is one cluster."""
-    replicas_wanted = bool(topology.home.replicas) and not (in_transaction or locks)
-    if not topology.home.replicas:
+    replicas_wanted = topology.home.is_replicated and not (in_transaction or locks)
+    if not topology.home.is_replicated:
         reason = "the alias has no replicas"
     elif in_transaction:
         reason = "inside a transaction every statement goes to the primary"

@@ -51,6 +51,7 @@ class EmulatedEngine(Engine):
 
     emulation: AliasEmulation
     tracks_positions = True
+    counts_commits = is_local = False
 
     def position(self, primary: Any) -> Position | None:
         cluster = self.emulation.cluster_of(primary)
@@ -102,6 +103,12 @@ class EmulatedEngine(Engine):
         self, node: Any, cursor: Any, sql: str, params: Any
     ) -> tuple[Any, Position | None]:
         return Engine.write_at(self, node, cursor, sql, params)
+
+    def counted(self, primary: Any, sql: str) -> Any:
+        return Engine.counted(self, primary, sql)
+
+    def count_commit(self, primary: Any) -> None:
+        """A primary's writes are counted as they are sent."""
 
     def tells_commit(self, node: Any) -> bool:
         return False
@@ -215,6 +222,7 @@ class AliasEmulation:
         emulated.pop(self.alias, None)
         for nodes in list(self._adopted):
             self._set_engine(nodes, nodes.emulated_engine)
+            nodes.clusters.update(nodes.emulated_clusters)
         for session in (*self._sessions, sessions.peek()):
             if session is not None:
                 self._drop(session)
@@ -238,6 +246,13 @@ class AliasEmulation:
             self._adopted.add(nodes)
         real = nodes.engine
         nodes.emulated_engine = real
+        nodes.emulated_clusters = dict(nodes.clusters)
+        for name, declared in nodes.emulated_clusters.items():
+            if declared.source is not None:  # which nobody asks in a test
+                played = f"{declared.name}/replica1"
+                known = nodes.wrapper.settings_dict["NODES"]
+                known.setdefault(played, dict(known[declared.primary]))
+                nodes.clusters[name] = declared._replace(replicas=(played,))
         kind: Any = type(real)
         engine = _engine_class(kind)()
         engine.emulation = self
@@ -366,7 +381,7 @@ def emulation(alias: str) -> Iterator[AliasEmulation]:
 
 def _begun(alias: str) -> AliasEmulation:
     nodes = getattr(connections[alias], "nodes", None)
-    if nodes is None or not any(one.replicas for one in nodes.clusters.values()):
+    if nodes is None or not any(one.is_replicated for one in nodes.clusters.values()):
         raise ValueError(
             f"alias {alias!r} declares no replicas, so none of them can lag or be "
             "down: declare some in DATABASES; a test needs no server for them"

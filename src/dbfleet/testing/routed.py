@@ -71,7 +71,9 @@ class assert_routed_to(Block):  # noqa: N801 - reads as a block
         aliases = self._aliases()
         for alias in aliases:
             wrapper: Any = connections[alias]
-            if any(declared.replicas for declared in wrapper.nodes.clusters.values()):
+            if any(
+                declared.is_replicated for declared in wrapper.nodes.clusters.values()
+            ):
                 stack.enter_context(emulation(alias))
             watch = _Watch(alias, self.statements.append)
             stack.enter_context(events.subscribed(watch.on_event))

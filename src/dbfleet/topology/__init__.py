@@ -12,7 +12,8 @@ from dbfleet.topology.declaration import (
     databases,
     entry_for,
 )
-from dbfleet.topology.loading import find_mistakes, is_fleet, load, load_all
+from dbfleet.topology.found import read_found
+from dbfleet.topology.loading import find_mistakes, is_fleet, load, load_all, sources
 from dbfleet.topology.nodes import BACKEND
 from dbfleet.topology.secrets import CONNECTION_KEYS, resolve
 from dbfleet.topology.snapshot import (
@@ -39,5 +40,7 @@ __all__ = [
     "is_fleet",
     "load",
     "load_all",
+    "read_found",
     "resolve",
+    "sources",
 ]

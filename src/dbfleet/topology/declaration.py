@@ -15,6 +15,7 @@ from typing import Any, TypedDict, Unpack
 
 from dbfleet.levels import Level
 from dbfleet.policies import Policy
+from dbfleet.replicas import Source, is_source, read_source
 from dbfleet.topology.loading import find_mistakes, is_fleet
 from dbfleet.topology.mistakes import Mistakes, unknown_name
 from dbfleet.topology.nodes import BACKEND, read_node
@@ -23,6 +24,8 @@ from dbfleet.topology.values import FrozenDict, freeze, masked, thaw
 
 #: A URL, a Django dict, or a callable that returns a URL when a connection opens.
 Node = str | Mapping[str, Any] | Callable[[], str]
+#: A list of nodes, or a source that finds them: see :mod:`dbfleet.replicas`.
+Replicas = Iterable[Node] | Source | Mapping[str, Any] | Callable[[], Iterable[Any]]
 PolicyGiven = str | Policy | type[Policy] | None
 
 
@@ -75,9 +78,10 @@ def _shown(name: str, value: Any) -> str:
 class Cluster(_Declared):
     """A primary and its replicas; each a URL, a Django dict or a callable.
 
-    A replica's dict needs only what differs from the primary's. Capital keywords
-    are Django's own keys, for all nodes: ``CONN_MAX_AGE=60``. Nothing is opened;
-    mistakes are told by :func:`databases`.
+    A replica's dict needs only what differs from the primary's. In place of the list of
+    replicas a source of :mod:`dbfleet.replicas` finds them while the project runs.
+    Capital keywords are Django's own keys, for all nodes: ``CONN_MAX_AGE=60``. Nothing
+    is opened; mistakes are told by :func:`databases`.
     """
 
     primary: Any
@@ -91,7 +95,7 @@ class Cluster(_Declared):
         self,
         primary: Node,
         *,
-        replicas: Iterable[Node] = (),
+        replicas: Replicas = (),
         read_only: bool = False,
         policy: PolicyGiven = None,
         consistency: str | Level | None = None,
@@ -251,7 +255,9 @@ def _without_urls(given: Any) -> Any:
     if not isinstance(given, Mapping) or "PRIMARY" not in given:
         return read_node("a node", given, Mistakes())
     read = {**given, "PRIMARY": _without_urls(given["PRIMARY"])}
-    if "REPLICAS" in given:
+    if is_source(given.get("REPLICAS")):
+        read["REPLICAS"] = read_source("REPLICAS", given["REPLICAS"], Mistakes())
+    elif "REPLICAS" in given:
         read["REPLICAS"] = [_without_urls(replica) for replica in given["REPLICAS"]]
     if "SHARDS" in given:
         shards = given["SHARDS"].items()
@@ -274,14 +280,18 @@ def _django_keys(
 
 
 def _nodes(given: Any) -> Any:
-    """A tuple of nodes; what is no sequence is kept, to be told as a mistake."""
-    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+    """A tuple of nodes; what is no sequence is kept: a source, or a mistake."""
+    if isinstance(given, Mapping):
+        return freeze(given)
+    if isinstance(given, str) or not isinstance(given, Iterable):
         return given
     return tuple(freeze(node) for node in given)
 
 
 def _thawed(nodes: Any) -> Any:
-    return [thaw(node) for node in nodes] if isinstance(nodes, tuple) else nodes
+    if isinstance(nodes, tuple):
+        return [thaw(node) for node in nodes]
+    return thaw(nodes) if isinstance(nodes, Mapping) else nodes
 
 
 def _limits(given: Mapping[str, int] | GatherLimits | None) -> Any:

@@ -14,7 +14,14 @@ from dbfleet.topology.mistakes import Mistakes
 
 _DEFAULT_PORTS = {"postgresql": "5432", "postgis": "5432", "mysql": "3306"}
 # Options that lead to a server or a database in place of HOST and NAME.
-_ADDRESS_OPTIONS = ("service", "read_default_file", "unix_socket", "db", "database")
+_ADDRESS_OPTIONS = (
+    "service",
+    "read_default_file",
+    "unix_socket",
+    "hostaddr",
+    "db",
+    "database",
+)
 
 
 def check_duplicates(
@@ -23,7 +30,7 @@ def check_duplicates(
     """Report each node that is the same database as an earlier one."""
     seen: dict[object, str] = {}
     for name, node in nodes.items():
-        address = _address(node)
+        address = address_of(node)
         if address is None:
             continue
         first = seen.setdefault(address, name)
@@ -33,14 +40,19 @@ def check_duplicates(
             )
 
 
-def _address(node: Mapping[str, Any]) -> object:
+def port_of(node: Mapping[str, Any]) -> str:
+    """The node's port, the vendor's own where it says none."""
+    kind = str(node.get("ENGINE", "")).rpartition(".")[2]
+    return str(node["PORT"] or _DEFAULT_PORTS.get(kind, ""))
+
+
+def address_of(node: Mapping[str, Any]) -> object:
     """What identifies the node's database; None where nothing does."""
     engine = str(node.get("ENGINE", ""))
     name = node["NAME"]
     if "sqlite" in engine or "spatialite" in engine:
         return _file(engine, name)
-    kind = engine.rpartition(".")[2]
-    port = node["PORT"] or _DEFAULT_PORTS.get(kind, "")
+    port = node["PORT"] if callable(node["PORT"]) else port_of(node)
     host = node["HOST"]
     if isinstance(host, str):
         host = host.casefold()

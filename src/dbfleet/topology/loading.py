@@ -15,11 +15,12 @@ import copy
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dbfleet.errors import ConfigurationError
 from dbfleet.policies import Policy, place, read_policy
+from dbfleet.replicas import Source, is_source, read_source
 from dbfleet.topology.identity import check_duplicates
 from dbfleet.topology.mistakes import Mistakes
 from dbfleet.topology.nodes import (
@@ -106,23 +107,42 @@ def find_mistakes(databases: Mapping[str, Any]) -> Mistakes:
     return mistakes
 
 
+def sources(databases: Mapping[str, Any]) -> Iterator[tuple[str, Source]]:
+    """Every source of replicas in the dbfleet entries, with where it is declared."""
+    for alias, entry in databases.items():
+        if not is_fleet(entry):
+            continue
+        shards = entry.get("SHARDS")
+        inside = shards.items() if isinstance(shards, Mapping) else ()
+        for where, given in ((alias, entry), *((f"{alias}/{n}", s) for n, s in inside)):
+            replicas = given.get("REPLICAS") if isinstance(given, Mapping) else None
+            if is_source(replicas):
+                found = read_source(where, replicas, Mistakes())
+                if found is not None:
+                    yield where, found
+
+
 def _load(alias: str, settings_dict: dict[str, Any]) -> Topology:
     mistakes = Mistakes()
     reading = _Reading(alias, settings_dict, mistakes)
     topology = reading.read()
     mistakes.raise_any()
     assert topology is not None
-    _complete_entry(settings_dict, topology, reading.nodes)
+    _complete_entry(settings_dict, topology, reading.nodes, reading.levels)
     return topology
 
 
 def _complete_entry(
-    entry: dict[str, Any], topology: Topology, nodes: dict[str, dict[str, Any]]
+    entry: dict[str, Any],
+    topology: Topology,
+    nodes: dict[str, dict[str, Any]],
+    levels: dict[str, dict[str, Any]],
 ) -> None:
     def declared(cluster: ClusterTopology) -> dict[str, Any]:
+        replicas = [nodes[name] for name in cluster.replicas]
         return {
             "PRIMARY": nodes[cluster.primary],
-            "REPLICAS": [nodes[name] for name in cluster.replicas],
+            "REPLICAS": cluster.source or replicas,
         }
 
     primary = nodes[topology.home.primary]
@@ -135,6 +155,8 @@ def _complete_entry(
             name: declared(cluster) for name, cluster in topology.shards.items()
         }
     place({name: node.get("ZONE", "") for name, node in nodes.items()})
+    if levels:
+        entry["LEVELS"] = levels
     entry["NODES"] = nodes
     entry["TOPOLOGY"] = topology
 
@@ -148,7 +170,8 @@ def _adopt(alias: str, entry: dict[str, Any], original: Topology) -> Topology:
         if key != "ENGINE" and key in entry and entry[key] != primary[key]
     }
     changed = [key for key in CONNECTION_KEYS if key in own]
-    if changed and len(original.nodes) > 1:
+    is_more = any(cluster.is_replicated for cluster in original.clusters)
+    if changed and (is_more or original.is_sharded):
         raise ConfigurationError(
             "E005",
             f"{alias}: is a copy of '{original.alias}' with another "
@@ -173,7 +196,8 @@ def _adopt(alias: str, entry: dict[str, Any], original: Topology) -> Topology:
     )
     nodes = {rename(n): copy.deepcopy(node) for n, node in entry["NODES"].items()}
     nodes[topology.home.primary].update(own)
-    _complete_entry(entry, topology, nodes)
+    levels = {rename(n): level for n, level in entry.get("LEVELS", {}).items()}
+    _complete_entry(entry, topology, nodes, levels)
     return topology
 
 
@@ -185,6 +209,8 @@ class _Reading:
     ) -> None:
         self.alias, self.entry, self.mistakes = alias, entry, mistakes
         self.nodes: dict[str, dict[str, Any]] = {}
+        #: what the entry says for nodes that a cluster's source will find
+        self.levels: dict[str, dict[str, Any]] = {}
 
     def read(self) -> Topology | None:
         """The topology, or None when a mistake leaves no whole one."""
@@ -240,8 +266,11 @@ class _Reading:
             )
             return None
         own = read_node(primary_name, given["PRIMARY"], self.mistakes)
-        replicas = given.get("REPLICAS", ())
-        if isinstance(replicas, str | Mapping) or not isinstance(replicas, Iterable):
+        replicas, source = given.get("REPLICAS", ()), None
+        if is_source(replicas):
+            source, replicas = read_source(name, replicas, self.mistakes), ()
+            self.levels[name] = level
+        if isinstance(replicas, str) or not isinstance(replicas, Iterable):
             self.mistakes.add("E004", name, "REPLICAS must be a list of nodes")
             return None
         if own is None:
@@ -250,6 +279,8 @@ class _Reading:
                 read_node(f"{name}/replica{number}", replica, self.mistakes)
             return None
         primary = self.nodes[primary_name] = complete(own, level, base)
+        if source is not None:
+            self._check_template(name, source, primary)
         names = []
         for number, replica in enumerate(replicas, start=1):
             node = f"{name}/replica{number}"
@@ -258,7 +289,7 @@ class _Reading:
                 self._check_replica_test(node, own)
                 self.nodes[node] = complete(own, level, primary)
                 names.append(node)
-        return ClusterTopology(name, primary_name, tuple(names), policy)
+        return ClusterTopology(name, primary_name, tuple(names), policy, source)
 
     def _shards(
         self,
@@ -333,6 +364,18 @@ class _Reading:
         except ConfigurationError as error:
             self.mistakes.add_error(where, error)
         return self._cluster(where, given, merge_levels(level, own_level), base, policy)
+
+    def _check_template(
+        self, name: str, source: Source, primary: Mapping[str, Any]
+    ) -> None:
+        own = source.template()
+        engines = [node.get("ENGINE") for node in (own, primary) if "ENGINE" in node]
+        if len(set(engines)) > 1:
+            self.mistakes.add(
+                "E008",
+                name,
+                f"REPLICAS finds nodes of {engines[0]}, the primary is of {engines[1]}",
+            )
 
     def _check_replica_test(self, node: str, own: Mapping[str, Any]) -> None:
         test = own.get("TEST", {})

@@ -8,11 +8,14 @@ where they live, in ``settings_dict["NODES"][name]``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dbfleet.levels import Level
 from dbfleet.policies import Policy
 from dbfleet.topology.values import FrozenDict
+
+if TYPE_CHECKING:
+    from dbfleet.replicas import Source
 
 CommitMode = Literal["two_phase", "best_effort"]
 COMMIT_MODES: tuple[CommitMode, ...] = ("two_phase", "best_effort")
@@ -44,6 +47,14 @@ class ClusterTopology(NamedTuple):
     replicas: tuple[str, ...] = ()
     #: How a replica is chosen; None leaves it to ``DBFLEET["POLICY"]``.
     policy: Policy | None = None
+    #: What finds the replicas while the project runs; ``replicas`` is then empty here,
+    #: and a copy that an executor holds has those that were found last.
+    source: Source | None = None
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether there are replicas, or may be."""
+        return bool(self.replicas) or self.source is not None
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -76,7 +87,7 @@ class Topology(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether there is nothing to decide: one node, which may be written."""
-        return not self.shards and not self.home.replicas and not self.read_only
+        return not self.shards and not self.home.is_replicated and not self.read_only
 
     @property
     def clusters(self) -> tuple[ClusterTopology, ...]:
