@@ -161,7 +161,7 @@ class TwoPhaseUnavailable(FleetError, OperationalError):
 
 
 class CommitUnknown(FleetError, OperationalError):
-    """A commit got no answer: it may have happened. Never repeat it blindly."""
+    """A commit, or a write that is its own, got no answer: it may have happened."""
 
 
 class CommitPending(FleetError, OperationalError):

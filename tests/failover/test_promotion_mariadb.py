@@ -1,4 +1,4 @@
-"""The same on MariaDB, whose positions have no timelines."""
+"""The same on MariaDB and MySQL, whose positions have no timelines."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import pytest
 
 from dbfleet.testing.rig import Rig
 from tests.clusters.console import Console
+from tests.conftest import start_or_skip
 from tests.failover import test_promotion as promotion
-from tests.failover.test_promotion import MODELS, PRELUDE, SETTINGS, eventually
+from tests.failover.test_promotion import (
+    DEADLINE_S,
+    MODELS,
+    PRELUDE,
+    SETTINGS,
+    eventually,
+)
 from tests.support.project import Project
 
 HEAD = "import pymysql\n\npymysql.install_as_MySQLdb()\n"
@@ -21,18 +28,20 @@ class Fleet(promotion.Fleet):
 
     def follow(self, replica: Any, primary: Any) -> None:
         """Have a replica stream from another primary, as an operator would."""
-        replica.execute("STOP SLAVE")
-        replica.execute(
-            "CHANGE MASTER TO MASTER_HOST = %s, MASTER_PORT = %s",
-            (primary.host, primary.port),
-        )
-        replica.execute("START SLAVE")
+        replica.follow(primary)
 
 
-@pytest.fixture
-def fleet(tmp_path: Any) -> Iterator[Fleet]:
+@pytest.fixture(params=["MariaDB", "MySQL"])
+def fleet(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Fleet]:
     with Rig(durable=False) as rig:
-        servers = rig.mariadb_cluster(replicas=2, databases=["shop"])
+        is_newer = request.param == "MySQL"
+        start = rig.mysql_cluster if is_newer else rig.mariadb_cluster
+        servers: Any = start_or_skip(
+            request,
+            request.param,
+            lambda: start(replicas=2, databases=["shop"]),
+            is_newer=is_newer,
+        )
         project = Project(
             tmp_path / "project",
             databases=HEAD
@@ -58,7 +67,7 @@ def fleet(tmp_path: Any) -> Iterator[Fleet]:
 def test_writes_follow_the_promoted_replica(fleet: Fleet) -> None:
     primary, (one, two) = fleet.servers.primary, fleet.servers.replicas
     primary.kill()
-    assert fleet.ask('write("refused")') == "dbfleet.E204"
+    assert fleet.ask('write("refused")') == "dbfleet.E602"
     one.promote()
     eventually(lambda: fleet.ask('write("two")'), "written")
     assert fleet.ask("leader()") == "default/replica1"
@@ -73,7 +82,7 @@ def test_writes_follow_the_promoted_replica(fleet: Fleet) -> None:
 def test_a_lost_write_is_told_once(fleet: Fleet) -> None:
     primary, (one, two) = fleet.servers.primary, fleet.servers.replicas
     for replica in (one, two):
-        replica.execute("STOP SLAVE")
+        replica.execute("STOP REPLICA")
     found = fleet.run(
         """
         with transaction.atomic():
@@ -102,3 +111,43 @@ def test_what_was_replicated_before_is_not_lost(fleet: Fleet) -> None:
     one.execute("INSERT INTO app_note (text) VALUES ('new')", dbname="shop")
     fleet.follow(two, one)
     eventually(lambda: fleet.ask("texts()"), ["kept", "new", "one"])
+
+
+def switch_back(primary: Any, one: Any) -> None:
+    """Have the old primary take what a promoted replica has, and lead again."""
+    type(one)._point_to(primary, one)
+    primary.execute("START REPLICA")
+    [(sets,)] = one.execute("SELECT @@global.gtid_executed")
+    caught_up = f"SELECT WAIT_FOR_EXECUTED_GTID_SET('{sets}', {DEADLINE_S})"
+    assert primary.execute(caught_up) == [(0,)]
+    primary.execute("STOP REPLICA")
+    primary.execute("RESET REPLICA ALL")
+    one.execute("SET GLOBAL read_only = ON")
+    one.follow(primary)
+
+
+def test_a_write_that_is_on_its_way_is_not_lost(fleet: Fleet) -> None:
+    """Roles were switched and switched back, and a replica has a table of its own:
+    its set has what the primary that wrote before did not."""
+    primary, (one, two) = fleet.servers.primary, fleet.servers.replicas
+    if primary.engine != "mysql":
+        return  # there sequences go on over all servers
+    two.execute("CREATE TABLE own (n int)", dbname="shop")
+    one.promote()
+    one.execute("INSERT INTO app_note (text) VALUES ('two')", dbname="shop")
+    switch_back(primary, one)
+    fleet.servers.wait_until_caught_up()
+    for replica in (one, two):
+        replica.pause_replay()
+    assert fleet.ask('write("three")') == "written"
+    for _ in range(3):
+        assert fleet.ask("texts()") == ["one", "three", "two"]
+        fleet.run("from dbfleet.executor import replicas; replicas._unwaited.clear()")
+    for replica in (one, two):
+        replica.resume_replay()
+    fleet.servers.wait_until_caught_up()
+    assert fleet.run("with dbfleet.session(): result = texts()") == [
+        "one",
+        "three",
+        "two",
+    ]

@@ -18,7 +18,8 @@ from django.db.utils import (
     OperationalError,
 )
 
-from dbfleet.errors import FleetError, NodeMismatch, NodeUnavailable
+from dbfleet.errors import CommitUnknown, FleetError, NodeMismatch, NodeUnavailable
+from dbfleet.executor import leaders
 
 CONNECTION_ERRORS = (OperationalError, InterfaceError)
 
@@ -114,17 +115,26 @@ def connecting(node: Any, owner: Any) -> Iterator[None]:
         ) from error
 
 
-def _lost(owner: Any, node: Any, error: Error) -> NodeUnavailable:
+def _lost(owner: Any, node: Any, error: Error) -> FleetError:
     is_enlisted = any(p.node is node for p in owner.transaction.enlisted.values())
-    if not is_enlisted and (node is not owner or not owner.transaction.is_open):
+    is_free = not is_enlisted and (node is not owner or not owner.transaction.is_open)
+    if is_free:
         # The next statement connects anew; a transaction must end first.
         with contextlib.suppress(Exception):
             node._close()  # not close(): that of home closes every node
         node.connection = None
+    cluster = "home" if node is owner else getattr(node, "cluster", None)
+    if cluster is not None and not is_replica(node):
+        leaders.doubt(owner.nodes.keys[cluster])
+    what = f"the connection to {name_of(owner, node)} of alias {owner.alias!r} was lost"
+    if is_free and getattr(node, "is_writing", False):
+        return CommitUnknown(
+            "E602",
+            f"{what} during a write outside a transaction ({reason_of(error)}): it may "
+            "have happened and was not repeated. Read the rows before writing again",
+        )
     return NodeUnavailable(
         "E204",
-        f"the connection to {name_of(owner, node)} of alias {owner.alias!r} was lost "
-        f"({reason_of(error)}). The statement was not repeated: what a transaction "
-        "did is rolled back; a single write outside one may have happened, read "
-        "before writing again",
+        f"{what} ({reason_of(error)}). The statement was not repeated; what a "
+        "transaction did is rolled back",
     )

@@ -44,10 +44,13 @@ class _Cluster:
     def __init__(self) -> None:
         #: None: the primary that is declared
         self.leader: Leader | None = None
+        self.found = 0
         #: the latest timeline that any node was seen on
         self.timeline = 0
         self.searching = threading.Lock()
         self.searched = 0.0
+        #: a connection to the primary broke; nobody asked since who is the primary
+        self.is_doubtful = False
 
 
 _clusters: dict[str, _Cluster] = {}
@@ -64,6 +67,12 @@ def leader_of(cluster: str) -> Leader | None:
     return found.leader if found is not None else None
 
 
+def found(cluster: str) -> int:
+    """How many leaders this process has found, one after the other."""
+    state = _clusters.get(cluster)
+    return state.found if state is not None else 0
+
+
 def leads(cluster: str, name: str) -> bool:
     """Whether a node that is not the declared primary is the leader."""
     leader = leader_of(cluster)
@@ -76,6 +85,12 @@ def forget(cluster: str | None = None) -> None:
         _clusters.clear()
     else:
         _clusters.pop(cluster, None)
+
+
+def doubt(cluster: str) -> None:
+    """A connection to the primary broke: a server that answers in its place again may
+    be an old one by now."""
+    _of(cluster).is_doubtful = True
 
 
 def saw_timeline(cluster: str, timeline: int | None) -> bool:
@@ -95,6 +110,8 @@ class _Answer(NamedTuple):
     accepts_writes: bool
     timeline: int
     position: Position | None
+    #: the server system it belongs to, where it can say
+    system: str | None = None
 
 
 class Leaders:
@@ -131,13 +148,16 @@ class Leaders:
             "one before it accepts writes of others",
         )
 
-    def search(self, cluster: str) -> bool:
+    def search(self, cluster: str, *, is_connected: bool = False) -> bool:
         """Ask every node of the cluster who accepts writes; whether that is news.
 
         One search at a time in a process; who comes meanwhile takes its result.
+        ``is_connected``: the primary answers, and a search ends the doubt about it.
         """
-        declared = self.nodes.clusters[cluster]
-        if not declared.replicas or self.nodes.topology.read_only:
+        if self.nodes.topology.read_only:
+            return False
+        declared = self.nodes.current(cluster, is_asked=True)
+        if not declared.replicas:
             return False
         key = self.nodes.keys[cluster]
         state, before = _of(key), leader_of(key)
@@ -146,13 +166,20 @@ class Leaders:
         try:
             if state.leader is not before:
                 return True
-            if time.monotonic() - state.searched < PAUSE_S:
+            is_recent = time.monotonic() - state.searched < PAUSE_S
+            if is_recent and not (is_connected and state.is_doubtful):
                 return False
-            found = self._best(state, declared, self._answers(declared.nodes))
+            is_found = declared.source is not None
+            answers = self._answers(declared.nodes, tells_system=is_found)
+            if is_found:
+                answers = self._related(cluster, answers)
+            found = self._best(state, declared, answers)
             state.searched = time.monotonic()
             if found is None:
+                state.is_doubtful = state.is_doubtful and not is_connected
                 return False
-            state.leader = found
+            state.leader, state.is_doubtful = found, False
+            state.found += 1
             events.emit("leader_found", cluster=key, node=found.name)
             return True
         finally:
@@ -189,14 +216,25 @@ class Leaders:
             return None
         return Leader(writable[0].name, writable[0].timeline)
 
-    def _answers(self, names: tuple[str, ...]) -> list[_Answer]:
+    def _related(self, cluster: str, answers: list[_Answer]) -> list[_Answer]:
+        """Those of the cluster's own system. An address that a source found may be
+        another server's by now, and that one may accept writes as well."""
+        known = self.nodes.system_of(cluster)
+        if known is None:
+            systems = {one.system for one in answers} - {None}
+            if len(systems) > 1:
+                return []
+            known = next(iter(systems), None)
+        return [one for one in answers if one.system in (None, known)]
+
+    def _answers(self, names: tuple[str, ...], *, tells_system: bool) -> list[_Answer]:
         """What the nodes say, asked at once; those that do not answer in time are
         left out."""
         found: list[_Answer] = []
 
         def ask(name: str) -> None:
             with contextlib.suppress(Error, OSError):
-                found.append(self._ask(name))
+                found.append(self._ask(name, tells_system=tells_system))
 
         threads = [
             threading.Thread(target=ask, args=(name,), daemon=True) for name in names
@@ -208,7 +246,7 @@ class Leaders:
             thread.join(max(0.0, ends_at - time.monotonic()))
         return list(found)
 
-    def _ask(self, name: str) -> _Answer:
+    def _ask(self, name: str, *, tells_system: bool) -> _Answer:
         engine = self.nodes.engine
         settings = self.nodes.wrapper.settings_dict["NODES"][name]
         node = self.nodes.vendor_class(
@@ -218,7 +256,8 @@ class Leaders:
             accepts = engine.is_replica(node) is False
             timeline = engine.timeline(node) if accepts else 0
             position = engine.position(node) if accepts else None
-            return _Answer(name, accepts, timeline, position)
+            system = engine.identity(node) if tells_system else None
+            return _Answer(name, accepts, timeline, position, system)
         finally:
             node.close()
 
@@ -228,19 +267,21 @@ def connect(
 ) -> None:
     """Connect a primary; where it is gone or a standby now, to the one promoted.
 
-    Nothing has been sent on either connection, so nothing is repeated.
+    Nothing has been sent on either connection, so nothing is repeated. One that comes
+    back after a connection to it broke is not trusted before all nodes were asked.
     """
-    engine = nodes.engine
+    engine, state = nodes.engine, _of(nodes.keys[cluster])
+    error, is_late = None, False
     try:
         connect()
         known = engine.known_timeline(node)
-        is_late = known is not None and known < _of(nodes.keys[cluster]).timeline
-        if not is_late and not engine.is_standby(node):
+        is_late = known is not None and known < state.timeline
+        if not is_late and not state.is_doubtful and not engine.is_standby(node):
             return
-        error = None
     except NodeUnavailable as unreachable:
-        error, is_late = unreachable, False
-    if not nodes.leaders.search(cluster) or not follow(node, nodes, cluster):
+        error, state.is_doubtful = unreachable, True
+    is_news = nodes.leaders.search(cluster, is_connected=error is None)
+    if not is_news or not follow(node, nodes, cluster):
         if error is not None:
             raise error
         if is_late:

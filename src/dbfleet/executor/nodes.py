@@ -8,6 +8,7 @@ stays in driver autocommit; transactions on it are explicit statements. A
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -18,7 +19,7 @@ from django.utils.functional import cached_property
 from dbfleet import sessions, topology
 from dbfleet.engines import Engine, Position
 from dbfleet.errors import NodeMismatch
-from dbfleet.executor import leaders
+from dbfleet.executor import discovery, leaders
 from dbfleet.executor.emulated import emulated
 from dbfleet.executor.failures import (
     CONNECTION_ERRORS,
@@ -27,10 +28,11 @@ from dbfleet.executor.failures import (
     is_replica,
 )
 from dbfleet.executor.replicas import Place, Replicas
+from dbfleet.executor.watch import watch, watch_connecting
 from dbfleet.health import breaker
 from dbfleet.observe import events
-from dbfleet.sessions import applied, lag
-from dbfleet.topology import Topology
+from dbfleet.sessions import Era, applied, lag
+from dbfleet.topology import ClusterTopology, Topology
 
 #: replicas whose identity was compared with their primary's, in this process
 _verified: set[tuple[str, str]] = set()
@@ -48,6 +50,7 @@ def forget_alias(alias: str) -> None:
         del _systems[cluster]
         leaders.forget(cluster)
         lag.forget(cluster)
+    discovery.forget(alias)
 
 
 def resolved_params(wrapper: Any, get_params: Callable[[], Any]) -> Any:
@@ -75,11 +78,15 @@ class NodeMixin:
     cluster: str | None = None
     #: the server that was promoted in the declared one's place
     leader: Any = None
+    #: the statement at hand may write, outside a transaction
+    is_writing = False
 
     def get_connection_params(self) -> Any:
         params = resolved_params(self, super().get_connection_params)  # type: ignore[misc]
         if self.cluster is not None:
             params = self.owner.engine.connection_params(self, params)
+        if self.is_replica_node and self.owner is not None:
+            params = self.owner.engine.bounded(self, params)
         return params
 
     @cached_property
@@ -97,8 +104,20 @@ class NodeMixin:
             leaders.connect(self, self.owner.nodes, self.cluster, self._connect)
 
     def _connect(self) -> None:
+        if self.is_replica_node:
+            watch(self)
+        elif self.cluster is not None:
+            watch_connecting(self)
         with connecting(self, self.owner):
             super().connect()  # type: ignore[misc]
+
+    def close_if_unusable_or_obsolete(self) -> None:
+        # Asking one that failed just now whether it is usable may take long.
+        node: Any = self
+        had_errors = self.is_replica_node and node.errors_occurred
+        if had_errors and breaker.is_open(node.alias):
+            node.close()
+        super().close_if_unusable_or_obsolete()  # type: ignore[misc]
 
     @property
     def catalogue(self) -> Any:
@@ -110,6 +129,8 @@ class NodeMixin:
             self.owner.validate_thread_sharing()
 
     def init_connection_state(self) -> None:
+        if self.is_replica_node and self.owner is not None:
+            watch(self)
         super().init_connection_state()  # type: ignore[misc]
         owner = self.owner
         if self.is_replica_node or (owner is not None and owner.topology.read_only):
@@ -139,9 +160,18 @@ class NodeSet:
         self.vendor_class = vendor_class
         self._class = node_class(vendor_class)
         self._open: dict[str, Any] = {}
-        self.clusters = {"home": self.topology.home, **self.topology.shards}
+        self.clusters: dict[str, ClusterTopology] = {
+            "home": self.topology.home,
+            **self.topology.shards,
+        }
         #: the names under which a session remembers what it wrote
         self.keys = {name: f"{self.topology.alias}/{name}" for name in self.clusters}
+        #: cluster -> the answer of its source that is in ``clusters``
+        self._epochs: dict[str, int] = {}
+        #: removed replicas, to be closed when no rows of theirs are to come
+        self._leaving: dict[str, Any] = {}
+        #: cursors whose rows a server keeps
+        self.streaming: weakref.WeakSet[Any] = weakref.WeakSet()
         self.replicas = Replicas(self)
         self.leaders = leaders.Leaders(self)
         #: in a test run a cluster is its primary, see :mod:`dbfleet.backend.creation`
@@ -158,7 +188,7 @@ class NodeSet:
         node = self._open.get(name)
         if node is None:
             settings = self.wrapper.settings_dict["NODES"][name]
-            node = self._class(settings, name)
+            node = self._leaving.pop(name, None) or self._class(settings, name)
             node.owner = self.wrapper
             node.is_replica_node = is_replica
             self._open[name] = node
@@ -184,7 +214,8 @@ class NodeSet:
             emulated.check_primary(self, cluster)
         declared = self.clusters[cluster]
         node = self.node(declared.primary)
-        if declared.replicas:
+        node.is_writing = False
+        if declared.replicas or declared.source is not None:
             if node is not self.wrapper and node.cluster is None:
                 node.cluster = cluster
             if node.leader is not leaders.leader_of(self.keys[cluster]):
@@ -195,6 +226,8 @@ class NodeSet:
             # all, so never once a node holds work of a transaction.
             if not self.wrapper.transaction.enlisted:
                 node.close_if_health_check_failed()
+            if declared.replicas and node.connection is None:
+                node.ensure_connection()  # it tells which server is the primary
             return node
         node.close_if_health_check_failed()
         if node.connection is None:
@@ -221,6 +254,68 @@ class NodeSet:
                 self._follow(cluster, node)
 
     # -- replicas -------------------------------------------------------------
+
+    def current(self, cluster: str, *, is_asked: bool = False) -> ClusterTopology:
+        """A cluster with the replicas it has now, where a source finds them.
+
+        With ``is_asked`` the source is asked if it is time, see
+        :func:`discovery.found`; otherwise no I/O.
+        """
+        declared = self.clusters[cluster]
+        is_played = emulated and emulated.has(self)
+        if declared.source is None or self.is_alone or is_played:
+            return declared
+        if is_asked:
+            found = discovery.found(declared, self.wrapper.settings_dict)
+        else:
+            found = discovery.known(declared)
+        if found.epoch != self._epochs.get(cluster, 0):
+            self._epochs[cluster] = found.epoch
+            self._take(cluster, declared, found)
+            declared = declared._replace(replicas=found.names)
+            self.clusters[cluster] = declared
+        self.let_go()
+        return declared
+
+    def _take(
+        self, cluster: str, declared: ClusterTopology, found: discovery.Found
+    ) -> None:
+        known = self.wrapper.settings_dict["NODES"]
+        for name in declared.replicas:
+            if name not in found.nodes and name in self._open:
+                self._leaving[name] = self._open.pop(name)
+        for name, settings in found.nodes.items():
+            known[name] = settings
+            if name in self._open:  # for its next connection
+                self._open[name].settings_dict = settings
+        for name in tuple(known):
+            if not (
+                name.rpartition("/")[0] != declared.name
+                or name == declared.primary
+                or leaders.leads(self.keys[cluster], name)
+                or discovery.is_kept(declared, name)
+            ):
+                known.pop(name, None)
+
+    def rest(self) -> None:
+        """Between two requests: close what was removed."""
+        if not self.wrapper.transaction.is_open:
+            for name, declared in tuple(self.clusters.items()):
+                if declared.source is not None:
+                    self.current(name)
+            self.let_go(is_idle=True)
+
+    def let_go(self, *, is_idle: bool = False) -> None:
+        """Close replicas that were removed, but for those whose rows are still read."""
+        if not self._leaving or (self.engine.is_local and not is_idle):
+            return  # there, any cursor may have rows to come
+        in_use = [] if is_idle else [id(one.node) for one in tuple(self.streaming)]
+        for name, node in tuple(self._leaving.items()):
+            if id(node) not in in_use:
+                del self._leaving[name]
+                with contextlib.suppress(Exception):
+                    node.close()
+                node.connection = None
 
     def reader(self, place: Place) -> Any:
         """A node of a cluster whose answer this session may see, proved beforehand.
@@ -264,6 +359,9 @@ class NodeSet:
         """A replica, connected; None if it cannot be, or was promoted."""
         if emulated and emulated.has(self):
             return emulated.replica(self, cluster, name)
+        declared = self.clusters[cluster]
+        if declared.source is not None and name not in declared.replicas:
+            return None  # removed while a session stayed on it
         node = self.node(name, is_replica=True)
         try:
             node.close_if_health_check_failed()
@@ -283,12 +381,13 @@ class NodeSet:
         return node
 
     def _verify(self, cluster_name: str, node: Any, name: str) -> bool:
-        """Compare a replica with its primary, once in a process; whether it is one.
+        """Whether a server is a replica, and, once in a process, its primary's.
 
         A primary that is down cannot be compared with; its replicas then serve
         unverified, and are verified by a later connection.
         """
-        if (name, str(node.settings_dict["NAME"])) in _verified:
+        known = name, str(node.settings_dict["NAME"])
+        if known in _verified and self.engine.is_standby(node):
             return True
         cluster = self.clusters[cluster_name]
         problem = None
@@ -296,13 +395,16 @@ class NodeSet:
             self.leaders.search(cluster_name)
             if leaders.leads(self.keys[cluster_name], name):
                 return False
+            if known in _verified:  # an old primary that came back, for a while
+                breaker.failed(name)
+                return False
             problem = NodeMismatch(
                 "E203",
                 f"{name} is declared as a replica, but the server accepts writes: it "
                 "is no replica (any more); correct REPLICAS of alias "
                 f"{self.topology.alias!r}",
             )
-        else:
+        elif known not in _verified:
             primary = self.node(cluster.primary)
             try:
                 systems = self.engine.identity(primary), self.engine.identity(node)
@@ -316,9 +418,14 @@ class NodeSet:
                     f"{cluster.primary} to {systems[0]}: it replicates another "
                     f"server; correct REPLICAS of alias {self.topology.alias!r}",
                 )
-        if problem is not None:
+        if problem is not None and cluster.source is None:
             raise problem
-        _verified.add((name, str(node.settings_dict["NAME"])))
+        if problem is not None:
+            # A source may well list the primary, too, or know it later than others.
+            events.emit("replica_refused", node=name, reason=str(problem))
+            discovery.refuse(cluster, name)
+            return False
+        _verified.add(known)
         return True
 
     def system_of(self, cluster: str) -> str | None:
@@ -345,28 +452,52 @@ class NodeSet:
                 node.close()
             node.connection = None
         applied.forget(name)
-        breaker.failed(name)
+        if not discovery.is_gone(name):
+            breaker.failed(name)
         events.emit("node_failed", node=name, error=type(error).__name__)
+
+    def era(self, cluster: str, primary: Any) -> Era:
+        """Which server a primary's wrapper is connected to; no I/O."""
+        leader = primary.leader
+        name = leader.name if leader is not None else self.clusters[cluster].primary
+        found = leaders.found(self.keys[cluster])
+        return Era(str(name), self.engine.known_timeline(primary), found)
 
     # -- what a session saw -----------------------------------------------------
 
     def saw(self, cluster: str, position: Position | None = None) -> None:
         """The session saw the primary of a cluster at ``position``, or wrote there;
         None: at one it was not told. Nothing to remember without replicas."""
-        if not self.clusters[cluster].replicas:
+        if not self.clusters[cluster].is_replicated:
             return
         session, key = sessions.current(), self.keys[cluster]
         if position is None:
-            session.saw_unknown(key)
+            node = self.node(self.clusters[cluster].primary)
+            session.saw_unknown(key, self.era(cluster, node))
         else:
             leaders.saw_timeline(key, position.timeline)
             session.demand(key, [position], self.engine.merge)
+
+    def counts(self, cluster: str) -> bool:
+        """Whether a write to a cluster now, in autocommit, has to be counted."""
+        return (
+            self.engine.counts_commits
+            and self.clusters[cluster].is_replicated
+            and not self.wrapper.transaction.is_open
+        )
+
+    def counted(self, node: Any, sql: str) -> contextlib.AbstractContextManager[Any]:
+        """A block for one statement that may write to a primary, counted if need be."""
+        cluster = "home" if node is self.wrapper else node.cluster
+        if cluster is None or not self.counts(cluster):
+            return contextlib.nullcontext()
+        return self.engine.counted(node, sql)
 
     # -- all ------------------------------------------------------------------
 
     def opened(self) -> Iterator[Any]:
         """Every node that has been asked for, home excluded."""
-        yield from tuple(self._open.values())
+        yield from (*self._open.values(), *self._leaving.values())
 
     def close(self) -> None:
         """Close every node but home; errors of one do not keep others open."""
@@ -374,3 +505,4 @@ class NodeSet:
             with contextlib.suppress(Exception):
                 node.close()
             node.connection = None
+        self._leaving.clear()

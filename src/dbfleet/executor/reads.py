@@ -183,6 +183,7 @@ class StreamCursor(ReadCursor):
     def close(self) -> None:
         # A named cursor is closed by a statement. With its connection it is gone, and
         # whoever read the rows has them all.
+        self._replicas.nodes.streaming.discard(self)
         with contextlib.suppress(self._routing.wrapper.Database.Error):
             super().close()
 
@@ -204,10 +205,17 @@ class StreamCursor(ReadCursor):
 
     _node: Any = None
 
+    @property
+    def node(self) -> Any:
+        """The node that keeps its rows."""
+        return self._node
+
     def _send(self, choice: Choice, sql: Any, params: Any) -> None:
         self._node = choice.node
+        self._replicas.nodes.streaming.add(self)
         super()._send(choice, sql, params)
 
     def _is_proved(self, choice: Choice, sql: Any, params: Any) -> bool:
         self._node = choice.node
+        self._replicas.nodes.streaming.add(self)
         return super()._is_proved(choice, sql, params)

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbfleet import conf, sessions
-from dbfleet.engines import Verdict
+from dbfleet.engines import Position, Verdict
 from dbfleet.errors import NodeUnavailable, WriteLost
-from dbfleet.executor import drains, leaders
+from dbfleet.executor import discovery, drains, leaders
 from dbfleet.executor.failures import CONNECTION_ERRORS
 from dbfleet.health import breaker
 from dbfleet.levels import SESSION, Level
@@ -23,7 +23,6 @@ from dbfleet.observe import events
 from dbfleet.sessions import PRIMARY, ClusterState, applied, lag
 
 if TYPE_CHECKING:
-    from dbfleet.engines import Position
     from dbfleet.executor.nodes import NodeSet
     from dbfleet.policies import Policy
 
@@ -32,6 +31,9 @@ STAYS_S = 10.0
 STAYS_ON_PRIMARY_S = 0.1
 #: after a wait in vain a replica is not waited for again
 UNWAITED_S = 1.0
+
+#: what was seen longer ago than this is taken to have reached the replicas
+RECENT_S = 60.0
 
 #: node -> until when (monotonic) it is not worth waiting for
 _unwaited: dict[str, float] = {}
@@ -122,7 +124,8 @@ class Replicas:
         it cannot be reached.
         """
         declared = self.nodes.clusters[place.cluster]
-        if declared.replicas and place.level.name != "strong":
+        has_replicas = declared.replicas or declared.source is not None
+        if has_replicas and place.level.name != "strong":
             if place.level is SESSION:
                 name = tried.name if tried is not None else None
                 yield from self._for_session(place, name, is_behind)
@@ -142,12 +145,12 @@ class Replicas:
     def _on_primary(self, cluster: str, level: Level) -> Choice:
         """The primary; the session has then seen a position it was not told."""
         node = self.nodes.primary(cluster)
-        has_replicas = bool(self.nodes.clusters[cluster].replicas)
+        has_replicas = self.nodes.clusters[cluster].is_replicated
         if has_replicas and level.name in ("session", "strong"):
             key = self.nodes.keys[cluster]
             session = sessions.current()
-            session.saw_unknown(key)
             self._refuse_lost(cluster, session.of(key), node)
+            session.saw_unknown(key, self.nodes.era(cluster, node))
         is_fallback = has_replicas and level.name != "strong"
         return Choice(node, None, is_fallback=is_fallback)
 
@@ -186,10 +189,12 @@ class Replicas:
     def served(self, place: Place, choice: Choice) -> None:
         """A node has answered: at level "session" the session stays there."""
         cluster = place.cluster
-        if not self.nodes.clusters[cluster].replicas:
+        declared = self.nodes.clusters[cluster]
+        if not declared.is_replicated:
             return
         if choice.name is None and place.level.name in ("session", "strong"):
-            sessions.current().saw_unknown(self.nodes.keys[cluster])
+            era = self.nodes.era(cluster, choice.node)
+            sessions.current().saw_unknown(self.nodes.keys[cluster], era)
         if place.level is not SESSION:
             return
         session, now = sessions.current(), time.monotonic()
@@ -198,7 +203,10 @@ class Replicas:
             state.node, state.policy = choice.name, place.policy
             state.server = self.engine.run_of(choice.node)
             state.connection = choice.node.connection
-            state.stays_until = now + STAYS_S
+            # What was removed is known to whoever chooses anew.
+            source = declared.source
+            stays_s = STAYS_S if source is None else min(STAYS_S, source.every_s)
+            state.stays_until = now + stays_s
         elif state.node != PRIMARY or now >= state.stays_until:
             state.node, state.stays_until = PRIMARY, now + STAYS_ON_PRIMARY_S
 
@@ -210,7 +218,7 @@ class Replicas:
         """A replica with what it still has to prove."""
         if not state.floors:
             return Choice(node, name)
-        known = applied.of(name)
+        known = None if self.engine.is_local else applied.of(name)
         if known is not None and state.proved is known:
             return Choice(node, name)
         wants = tuple(w for w in state.floors if not self.engine.covers(known, (w,)))
@@ -229,7 +237,9 @@ class Replicas:
         it told one. A primary without a log leaves only itself to read from."""
         unknowns = state.unknowns
         session, key = sessions.current(), self.nodes.keys[cluster]
-        position = self.engine.position(self.nodes.primary(cluster))
+        primary = self.nodes.primary(cluster)
+        self._refuse_lost(cluster, state, primary)
+        position = self.engine.position(primary)
         if position is None:
             return False
         session.demand(key, [position], self.engine.merge)
@@ -237,7 +247,10 @@ class Replicas:
         return True
 
     def _ordered(self, cluster: str, policy: Policy) -> Sequence[str]:
-        names = self.nodes.clusters[cluster].replicas
+        declared = self.nodes.current(cluster, is_asked=True)
+        names = declared.replicas
+        if declared.source is not None:
+            names = discovery.offered(declared)
         settings = conf.settings()
         if settings.drains:
             drains.refresh(self.nodes, cluster)
@@ -269,8 +282,8 @@ class Replicas:
                 return False
             verdict = self.engine.compare(have, want)
             if verdict is Verdict.UNKNOWN:
-                self.engine.learn_history(self.nodes.primary(cluster), have)
-                verdict = self.engine.compare(have, want)
+                primary = self.nodes.primary(cluster)
+                verdict = self.engine.judge(primary, have, want)
             if verdict in (Verdict.LOST, Verdict.UNKNOWN):
                 is_sure = verdict is Verdict.LOST
                 self._report_lost(cluster, want, have, is_sure=is_sure)
@@ -297,13 +310,32 @@ class Replicas:
         sessions.current().drop(key, want)
         events.emit("write_lost", cluster=key)
         what = "is not in" if is_sure else "cannot be found in"
+        which = (
+            "database that took its place since"
+            if self.engine.is_local
+            else f"server that was promoted since (timeline {have.timeline})"
+        )
         raise WriteLost(
             "E207",
             f"a write of this session to {key} (position {self.engine.dump(want)}) "
-            f"{what} the history of the server that was promoted since (timeline "
-            f"{have.timeline}): it was acknowledged by the old primary and lost with "
-            "it. Read again what matters and write it again if it is missing; this "
-            "is said once",
+            f"{what} the history of the {which}: it was acknowledged by the old "
+            "primary and lost with it. Read again what matters and write it again if "
+            "it is missing; this is said once",
+        )
+
+    def _report_unknown(self, cluster: str, state: ClusterState) -> None:
+        is_recent = time.monotonic() - state.unknown_at < RECENT_S
+        key = self.nodes.keys[cluster]
+        sessions.current().learned(state, state.unknowns)
+        if not is_recent:
+            return
+        events.emit("write_lost", cluster=key)
+        raise WriteLost(
+            "E207",
+            f"this session used the primary of {key} before another server was promoted "
+            "in its place, at a position that nobody told: whether the new one has all "
+            "that was read and written cannot be found out. Read again what matters "
+            "and write it again if it is missing; this is said once",
         )
 
     def refuse_lost(self, cluster: str, primary: Any) -> None:
@@ -315,15 +347,21 @@ class Replicas:
             self._refuse_lost(cluster, state, primary)
 
     def _refuse_lost(self, cluster: str, state: ClusterState, primary: Any) -> None:
+        if state.era is not None and state.era.ended(self.nodes.era(cluster, primary)):
+            self._report_unknown(cluster, state)
         floors = state.floors
         if not floors or (state.judged is not None and state.judged is primary.leader):
             return
         if floors[0].timeline:
             now = self.engine.timeline(primary)
             floors = tuple(w for w in floors if w.timeline and w.timeline < now)
-        elif leaders.leader_of(self.nodes.keys[cluster]) is None:
+        elif not self.engine.is_local and (
+            leaders.leader_of(self.nodes.keys[cluster]) is None
+        ):
             return
         have = self.engine.position(primary) if floors else None
+        if have is None and self.engine.is_local:
+            have = Position(0)  # a file in which nothing was ever written
         if have is None or any(self._is_foreign(cluster, w) for w in floors):
             return
         if not self._judge(cluster, floors, have):

@@ -21,6 +21,7 @@ from tests.faults.replicas.processes import Job, Result, run
 from tests.faults.replicas.promises import Acknowledged
 from tests.faults.replicas.recorder import Shared
 from tests.faults.replicas.servers import CLIENTS, REGISTERS, Servers
+from tests.support import newer  # noqa: F401  (names MySQL where it was fetched)
 
 HISTORIES = Path("build/faults")
 #: a run that takes longer hangs: so long in all, and so long for each operation
@@ -60,7 +61,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ops", type=int, default=20000, help="operations in all")
     parser.add_argument("--seed", type=int, help="of clients and faults; printed")
     parser.add_argument(
-        "--engine", choices=["postgresql", "mariadb"], default="postgresql"
+        "--engine", choices=["postgresql", "mariadb", "mysql"], default="postgresql"
     )
     parser.add_argument(
         "--faults",

@@ -29,15 +29,15 @@ async def write(client: Client) -> None:
 
 async def write_in_child(client: Client) -> None:
     """The same in a child task, while another one reads; the parent reads after it."""
-    await asyncio.gather(write(client), _read_any())
+    await asyncio.gather(write(client), _read_any(client))
     await read(client, client.number)
 
 
-async def _read_any() -> None:
+async def _read_any(client: Client) -> None:
     try:
         await Register.objects.aexists()
-    except (Error, FleetError):
-        return
+    except (Error, FleetError) as error:
+        client.was_told(error)
 
 
 async def _update(register: int, counter: int, seen: tuple[int, int]) -> None:

@@ -28,7 +28,7 @@ from dbfleet.executor.replicas import Replicas
 from dbfleet.executor.writes import WriteCursor
 from dbfleet.levels import EVENTUAL
 from dbfleet.sessions import applied, tokens
-from dbfleet.sessions.session import Session
+from dbfleet.sessions.state import Session
 from dbfleet.transactions.transaction import FleetTransaction
 
 ENGINES = (PostgreSQLEngine, MySQLEngine)
@@ -248,7 +248,7 @@ def transactions_on_replicas() -> None:
 
 
 def never_unknown() -> None:
-    _is(Session, "saw_unknown", lambda self, cluster: None)
+    _is(Session, "saw_unknown", lambda self, cluster, era=None: None)
 
 
 def learn_nothing() -> None:

@@ -89,10 +89,9 @@ class Nemesis:
         self.servers.heal_all()
         self._ends.clear()
         is_lossy = self._chance.random() < 0.5
-        name = self._chance.choice(
-            [name for name in self.servers.by_name if name != self.servers.leader]
-        )
-        promotions.promote(name, is_lossy=is_lossy)
+        names = [name for name in self.servers.by_name if name != self.servers.leader]
+        self._chance.shuffle(names)
+        promotions.promote(names, is_lossy=is_lossy)
         self.faults["promotion with loss" if is_lossy else "promotion"] += 1
 
     @property

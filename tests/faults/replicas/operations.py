@@ -174,8 +174,15 @@ class Client:
     def glance(self) -> None:
         """Read something while another thread works for the session: what that one
         writes may be seen or not, so nothing is checked."""
-        with contextlib.suppress(Error, FleetError):
+        try:
             Register.objects.filter(pk=self.number).exists()
+        except (Error, FleetError) as error:
+            self.was_told(error)
+
+    def was_told(self, error: BaseException | None) -> None:
+        """An error that says that something was lost ends what the session knew."""
+        if isinstance(error, WriteLost):
+            self.promises, self._seen = Promises(), (0, 0)
 
     def read_at(self, level: str) -> None:
         """Read at another level than the usual one."""
@@ -227,7 +234,7 @@ class Client:
         found = []
         started = self.recorder.shared.started
         history, least = before
-        if history != self.recorder.shared.leader[1]:
+        if history % 2 or history != self.recorder.shared.leader[1]:
             least = None  # what was acknowledged may be lost, and that is told
         for row in rows:
             found += promises.invented(row, started)
@@ -294,8 +301,7 @@ class Client:
     ) -> None:
         found = [*found, *unexpected(error)]
         self.has_failed = self.has_failed or error is not None
-        if isinstance(error, WriteLost):
-            self.promises, self._seen = Promises(), (0, 0)
+        self.was_told(error)
         self.recorder.note(
             self.number, self.session, kind, level, at, outcome, value, found, error
         )

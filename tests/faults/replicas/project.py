@@ -14,7 +14,7 @@ def configure(engine: str, urls: Mapping[str, str]) -> None:
 
     from dbfleet import Cluster, databases
 
-    if engine == "mariadb":
+    if engine != "postgresql":
         import pymysql
 
         pymysql.install_as_MySQLdb()

@@ -10,6 +10,7 @@ import contextlib
 import time
 from typing import Any
 
+from dbfleet.engines import uuidsets
 from dbfleet.testing.rig import wait_until
 from tests.faults.replicas.recorder import Shared
 from tests.faults.replicas.servers import DATABASE, Servers
@@ -29,10 +30,10 @@ class Promotions:
         #: lines that were acknowledged and lost, on purpose
         self.lost: set[int] = set()
 
-    def promote(self, name: str, *, is_lossy: bool) -> None:
-        """Make ``name`` the leader; the old one comes back, then follows it."""
+    def promote(self, names: list[str], *, is_lossy: bool) -> None:
+        """Make one of ``names`` the leader; the old one comes back, then follows it."""
         servers, before = self.servers, self.servers.leader
-        old, new = servers.by_name[before], servers.by_name[name]
+        old = servers.by_name[before]
         if is_lossy:
             for server in servers.followers():
                 server.stop_receiving()
@@ -40,11 +41,14 @@ class Promotions:
         servers.proxies[before].refuse()
         servers.proxies[before].cut()
         if is_lossy:
-            self._wait_for_received(new)
+            for server in servers.followers():
+                self._wait_for_received(server)
+            self._shared.leader[1] += 1
         else:
             servers.wait_until_caught_up()
-        if is_lossy:
-            self._shared.leader[1] += 1
+        # As operators do: no other has anything that it lacks.
+        name = max(names, key=lambda name: self._has(servers.by_name[name]))
+        new = servers.by_name[name]
         old.kill()
         new.promote()
         servers.leader = name
@@ -64,11 +68,28 @@ class Promotions:
             if self.servers.engine == "postgresql":
                 sql = "SELECT pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn()"
                 return bool(new.execute(sql)[0][0])
-            before = new.execute("SELECT @@gtid_slave_pos")
+            sql = f"SELECT {self._applied}"
+            before = new.execute(sql)
             time.sleep(0.05)
-            return bool(before == new.execute("SELECT @@gtid_slave_pos"))
+            return bool(before == new.execute(sql))
 
         wait_until(is_idle, timeout_s=CATCH_UP_TIMEOUT_S, what="all is applied")
+
+    @property
+    def _applied(self) -> str:
+        is_mysql = self.servers.engine == "mysql"
+        return "@@global.gtid_executed" if is_mysql else "@@gtid_slave_pos"
+
+    def _has(self, server: Any) -> int:
+        """How far a follower is."""
+        if self.servers.engine == "postgresql":
+            sql = "SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')"
+            return int(server.execute(sql)[0][0])
+        (position,) = server.execute(f"SELECT {self._applied}")[0]
+        if self.servers.engine == "mysql":
+            sets = uuidsets.parse(position.replace("\n", ""))
+            return sum(b - a + 1 for found in sets.values() for a, b in found)
+        return max(int(gtid.rpartition("-")[2]) for gtid in position.split(","))
 
     def _lose(self, new: Any, old: Any) -> None:
         """Note what the old primary has and the new one has not."""

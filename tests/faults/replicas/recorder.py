@@ -37,8 +37,8 @@ class Shared(NamedTuple):
     operations: Any
     #: one number: whether to end
     is_over: Any
-    #: two numbers: which server is the primary, by its place among the names, and how
-    #: often one was promoted that lacks what was acknowledged
+    #: two numbers: which server is the primary, by its place among the names, and twice
+    #: how often one was promoted that lacks what was acknowledged; odd meanwhile
     leader: Any
 
 
@@ -56,8 +56,10 @@ class Recorder:
         self._look()
 
     def _look(self) -> None:
+        history = self.shared.leader[1]
         look = list(self.shared.acknowledged)
-        self._looks.append((time.monotonic(), self.shared.leader[1], look))
+        if history == self.shared.leader[1]:
+            self._looks.append((time.monotonic(), history, look))
 
     def watch(self, is_over: threading.Event) -> None:
         """Look at what is acknowledged until the run ends; a thread of its own."""
@@ -67,6 +69,8 @@ class Recorder:
     def known_before(self, at: float) -> Sequence[int]:
         """What had been acknowledged at some moment (monotonic seconds), at least."""
         history = self.shared.leader[1]
+        if history % 2:  # what is lost is being found out
+            return [0] * len(self.shared.acknowledged)
         for taken, known, found in reversed(tuple(self._looks)):
             if taken <= at and known == history:
                 return found
@@ -128,6 +132,13 @@ class Recorder:
         self._file.close()
 
 
+def _primary(node: Any) -> str:
+    """Which server it is by now, and on which timeline its connection was opened."""
+    leader = node.leader.name if node.leader is not None else "primary"
+    timeline = getattr(node.connection, "dbfleet_origin", ("?",))[0]
+    return f"{leader} as primary on {timeline}"
+
+
 def watch_nodes() -> None:
     """Note which node answers a read; for the history alone."""
     from dbfleet.executor.reads import ReadCursor
@@ -135,7 +146,7 @@ def watch_nodes() -> None:
     answered = ReadCursor._has_answered
 
     def noted(self: Any, choice: Any, sql: Any, params: Any) -> bool:
-        _node.set(choice.name or "primary")
+        _node.set(choice.name or _primary(choice.node))
         return answered(self, choice, sql, params)
 
     ReadCursor._has_answered = noted  # type: ignore[method-assign]

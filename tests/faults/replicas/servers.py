@@ -30,10 +30,14 @@ class Servers:
         self.engine, self._rig = engine, rig
         #: the name of the server that is the primary now
         self.leader = "primary"
-        start: Callable[..., Any] = (
-            rig.postgresql_cluster if engine == "postgresql" else rig.mariadb_cluster
+        start: dict[str, Callable[..., Any]] = {
+            "postgresql": rig.postgresql_cluster,
+            "mariadb": rig.mariadb_cluster,
+            "mysql": rig.mysql_cluster,
+        }
+        self.cluster = start[engine](
+            replicas=REPLICAS, name="fleet", databases=[DATABASE]
         )
-        self.cluster = start(replicas=REPLICAS, name="fleet", databases=[DATABASE])
         self.by_name: dict[str, Any] = {"primary": self.cluster.primary}
         for number, replica in enumerate(self.cluster.replicas, 1):
             self.by_name[f"replica{number}"] = replica
