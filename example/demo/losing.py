@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextvars
 from collections import Counter
+from functools import partial
+from typing import Any
 
-from django.db import connections
+from django.db import Error, connections
 from django.db.models import Sum
 
+import dbfleet
 from dbfleet.errors import NodeUnavailable
 from dbfleet.testing.rig import wait_until
 from example.catalogue.models import Genre, Playlist
@@ -37,6 +40,21 @@ def lag(report: Report, servers: PostgresServers) -> None:
         return look()
 
     report.ask("renamed and read while no replica replays", write_and_look)
+    token = dbfleet.token()
+
+    def look_in_a_job() -> str:
+        with dbfleet.resume(token):
+            return look()
+
+    def look_strictly() -> str:
+        with dbfleet.consistency("strong"):
+            return look()
+
+    for title, question in (
+        ("read by a job that was handed the session's token", look_in_a_job),
+        ('read by another visitor at level "strong"', look_strictly),
+    ):
+        report.ask(title, partial(contextvars.Context().run, question))
     with watching() as watch:
         # A session is the running context: a fresh one has written nothing.
         name = contextvars.Context().run(look)
@@ -79,6 +97,43 @@ def visits() -> str:
     for step, times in watch.steps.items():
         nodes[step.nodes] += times
     return ", ".join(f"{node} {times}x" for node, times in sorted(nodes.items()))
+
+
+def promote(report: Report, servers: PostgresServers) -> None:
+    """The catalogue's primary dies for good and a replica is promoted."""
+    chosen = servers.replicas[0]
+    report.lines("kill -9 of default/primary; default/replica1 is promoted")
+    servers.primary.kill()
+    chosen.promote()
+    refused: Counter[str] = Counter()
+
+    def is_written() -> bool:
+        try:
+            Playlist.objects.create(name="Written after the promotion")
+        except Error as error:
+            refused[f"{type(error).__name__} ({getattr(error, 'code', '')})"] += 1
+            return False
+        return True
+
+    wait_until(
+        is_written, timeout_s=RECOVERY_TIMEOUT_S, what="writes reach the new primary"
+    )
+    told = ", ".join(f"{what} {times}x" for what, times in sorted(refused.items()))
+    driver: Any = connections["default"].connection
+    (name,) = [
+        f"default/replica{number}"
+        for number, replica in enumerate(servers.replicas, 1)
+        if replica.port == driver.info.port
+    ]
+    report.lines(
+        f"a playlist is written, by {name}; before that: {told or 'no error'}",
+        f"read back: {Playlist.objects.filter(name__startswith='Written').count()}",
+    )
+    report.say(
+        "Neither settings nor processes changed. A COMMIT or a single write that was on "
+        "its way raises CommitUnknown and is never repeated; a write that the promoted "
+        "server lacks raises WriteLost in the session that made it, once."
+    )
 
 
 def kill_shard(report: Report, servers: PostgresServers) -> None:

@@ -55,6 +55,10 @@ def show(report: Report, servers: Servers) -> None:
     if isinstance(servers, PostgresServers):
         show_losses(report, servers, catalogue)
     show_every_row(report)
+    if isinstance(servers, PostgresServers):
+        report.part("A primary that dies")
+        losing.promote(report, servers)
+        connections.close_all()
 
 
 def ask_all(report: Report, questions: Mapping[str, Callable[[], Any]]) -> None:

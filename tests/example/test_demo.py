@@ -117,6 +117,7 @@ def test_postgresql(temporary: Path) -> None:
         r"found by itself: default/replica1 ",
         r"error revenue of all orders\n +NodeUnavailable: sales/b/primary",
         r"12 of 12 tables equal",
+        r"a playlist is written, by default/replica1; .+\n +read back: 1\n",
     ):
         assert re.search(told, done.stdout), (told, done.stdout)
     assert "SQLite files" not in done.stdout
