@@ -2,7 +2,8 @@
 
 Guards two invariants: a server starts only when a test asks for it and ends with the
 run, and a server that is missing is never a silent pass: it is a skip that says how
-to get it, or a failure where ``DBFLEET_REQUIRE_SERVERS`` is set.
+to get it, or a failure where ``DBFLEET_REQUIRE_SERVERS`` is set (for the servers of
+``tools/newer_servers``: ``DBFLEET_REQUIRE_NEWER``).
 """
 
 from __future__ import annotations
@@ -16,10 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import django
 import pytest
 
+from tests.support import newer
 from tests.support.project import Project
 
 if TYPE_CHECKING:
-    from dbfleet.testing.rig import MariaDBCluster, PostgresCluster, Rig, ServerCluster
+    from dbfleet.testing.rig import (
+        MariaDBCluster,
+        MySQLCluster,
+        PostgresCluster,
+        Rig,
+        ServerCluster,
+    )
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 django.setup()
@@ -31,18 +39,26 @@ _missing = pytest.StashKey[dict[str, str]]()
 
 
 def start_or_skip(
-    request: pytest.FixtureRequest, name: str, start: Callable[[], Started]
+    request: pytest.FixtureRequest,
+    name: str,
+    start: Callable[[], Started],
+    *,
+    is_newer: bool = False,
 ) -> Started:
-    """Start a server; where its programs are missing, skip or fail with the reason."""
+    """Start a server; where its programs are missing, skip or fail with the reason.
+
+    ``is_newer``: stable distributions do not have it.
+    """
     from dbfleet.testing.rig.errors import ServerUnavailable
 
     try:
         return start()
     except ServerUnavailable as unavailable:
-        if REQUIRE_SERVERS:
-            pytest.fail(f"{name} is required here: {unavailable}", pytrace=False)
-        request.config.stash.setdefault(_missing, {})[name] = str(unavailable)
-        pytest.skip(f"no {name}: {unavailable}")
+        reason = f"{newer.HOW_TO_GET}: {unavailable}" if is_newer else str(unavailable)
+        if newer.REQUIRED if is_newer else REQUIRE_SERVERS:
+            pytest.fail(f"{name} is required here: {reason}", pytrace=False)
+        request.config.stash.setdefault(_missing, {})[name] = reason
+        pytest.skip(f"no {name}: {reason}")
 
 
 def pytest_terminal_summary(
@@ -76,6 +92,27 @@ def postgres(request: pytest.FixtureRequest, rig: Rig) -> PostgresCluster:
 def mariadb(request: pytest.FixtureRequest, rig: Rig) -> MariaDBCluster:
     """A MariaDB primary with one GTID replica."""
     return start_or_skip(request, "MariaDB", lambda: rig.mariadb_cluster(replicas=1))
+
+
+@pytest.fixture(scope="session")
+def mysql(request: pytest.FixtureRequest, rig: Rig) -> MySQLCluster:
+    """A MySQL primary with one GTID replica."""
+    return start_or_skip(
+        request, "MySQL", lambda: rig.mysql_cluster(replicas=1), is_newer=True
+    )
+
+
+@pytest.fixture(scope="session")
+def postgres19(request: pytest.FixtureRequest, rig: Rig) -> PostgresCluster:
+    """A PostgreSQL 19 primary with two streaming replicas."""
+    return start_or_skip(
+        request,
+        "PostgreSQL 19",
+        lambda: rig.postgresql_cluster(
+            replicas=2, name="postgresql19", programs=newer.POSTGRESQL
+        ),
+        is_newer=True,
+    )
 
 
 @pytest.fixture

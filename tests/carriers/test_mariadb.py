@@ -1,11 +1,12 @@
-"""Tokens of MariaDB: sets of transaction ids, from one process to another."""
+"""Tokens of MariaDB and MySQL: sets of transaction ids, from one process to another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from dbfleet.testing.rig import MariaDBCluster
+import pytest
+
 from tests.support.project import Project
 
 DATABASES = """
@@ -23,20 +24,23 @@ class Note(models.Model):
 """
 
 
+@pytest.mark.parametrize("which", ["mariadb", "mysql"])
 def test_what_was_written_is_seen_elsewhere(
+    request: pytest.FixtureRequest,
     project: Callable[..., Project],
-    mariadb: MariaDBCluster,
     new_database: Callable[..., str],
+    which: str,
 ) -> None:
-    name = new_database(mariadb)
+    servers = request.getfixturevalue(which)
+    name = new_database(servers)
     urls: dict[str, Any] = {
-        "url": mariadb.url(name),
-        "replicas": mariadb.replica_urls(name),
+        "url": servers.url(name),
+        "replicas": servers.replica_urls(name),
     }
     shop = project(databases=DATABASES.format(**urls), models=MODELS)
     shop.manage("migrate", "--run-syncdb", "--verbosity=0")
-    mariadb.wait_until_caught_up()
-    for replica in mariadb.replicas:
+    servers.wait_until_caught_up()
+    for replica in servers.replicas:
         replica.pause_replay()
     try:
         told = shop.run(
@@ -72,5 +76,5 @@ def test_what_was_written_is_seen_elsewhere(
         )
         assert seen == [0, 1, 1]
     finally:
-        for replica in mariadb.replicas:
+        for replica in servers.replicas:
             replica.resume_replay()

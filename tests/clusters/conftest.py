@@ -141,7 +141,8 @@ _POSTGRESQL = (
     "INSERT INTO app_note (text) VALUES ('mark'); RETURN 1; END $$",
     "CREATE VIEW sneaky AS SELECT mark() AS n",
 )
-_MARIADB = (
+#: of MariaDB and MySQL
+_MYSQL = (
     "CREATE FUNCTION which_port() RETURNS integer NO SQL RETURN @@port",
     "CREATE VIEW which AS SELECT which_port() AS port",
     "CREATE FUNCTION mark() RETURNS integer MODIFIES SQL DATA BEGIN "
@@ -177,7 +178,7 @@ class Fleet:
 
 def _project(root: Any, engine: str, servers: Any, database: str) -> Project:
     head = ""
-    if engine == "mariadb":
+    if engine != "postgresql":
         head = "import pymysql\n\npymysql.install_as_MySQLdb()"
     source = _DATABASES.format(
         head=head, url=servers.url(database), replicas=servers.replica_urls(database)
@@ -185,14 +186,13 @@ def _project(root: Any, engine: str, servers: Any, database: str) -> Project:
     return Project(root, databases=source, models=_MODELS)
 
 
-@pytest.fixture(scope="package", params=["postgresql", "mariadb"])
+@pytest.fixture(scope="package", params=["postgres", "mariadb", "mysql", "postgres19"])
 def started(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fleet]:
-    """One fleet of each engine for all tests here."""
-    engine = str(request.param)
-    name = "postgres" if engine == "postgresql" else "mariadb"
-    servers = request.getfixturevalue(name)
+    """One fleet of each kind of server for all tests here."""
+    servers = request.getfixturevalue(request.param)
+    engine = servers.primary.engine
     database = f"test_{secrets.token_hex(6)}"
     servers.create_database(database)
     project = _project(
@@ -200,7 +200,7 @@ def started(
     )
     try:
         project.manage("migrate", "--run-syncdb", "--verbosity=0")
-        for sql in _POSTGRESQL if engine == "postgresql" else _MARIADB:
+        for sql in _POSTGRESQL if engine == "postgresql" else _MYSQL:
             servers.primary.execute(sql, dbname=database)
         console = Console(project)
         try:

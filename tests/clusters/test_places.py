@@ -153,8 +153,7 @@ def test_what_sets_a_state_keeps_its_connection(fleet: Fleet) -> None:
     assert found == [[[42]], "primary", "primary", True]
     show = {
         "postgresql": ("SET search_path TO pg_catalog, public", "SHOW search_path"),
-        "mariadb": ("SET @mine = 5", "SELECT @mine"),
-    }[fleet.engine]
+    }.get(fleet.engine, ("SET @mine = 5", "SELECT @mine"))
     found = fleet.run(f"start()\nraw({show[0]!r})\nresult = raw({show[1]!r}), where()")
     assert str(found[0][0][0]).startswith(
         {"postgresql": "pg_cat"}.get(fleet.engine, "5")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from dbfleet.testing.rig import MariaDBCluster, PostgresCluster, Rig
+from dbfleet.testing.rig import PostgresCluster, Rig, ServerCluster
+from dbfleet.testing.rig.gtid_server import GtidReplica, GtidServer
 from tests.conftest import start_or_skip
 from tests.support.project import REPOSITORY
+
+GtidCluster = ServerCluster[GtidServer, GtidReplica]
 
 
 @pytest.fixture
@@ -28,11 +33,31 @@ def own_postgres(request: pytest.FixtureRequest, rig: Rig) -> PostgresCluster:
     )
 
 
+@pytest.fixture(scope="module", params=["MariaDB", "MySQL"])
+def vendor(request: pytest.FixtureRequest) -> str:
+    """The servers that share their rig's code."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def own_mariadb(request: pytest.FixtureRequest, rig: Rig) -> MariaDBCluster:
-    """A MariaDB primary with one replica and a database ``shop``."""
-    return start_or_skip(
-        request,
-        "MariaDB",
-        lambda: rig.mariadb_cluster(1, name="own-maria", databases=["shop"]),
-    )
+def start(
+    request: pytest.FixtureRequest, rig: Rig, vendor: str
+) -> Callable[..., GtidCluster]:
+    """Start a cluster of a vendor with a database ``shop``."""
+    is_newer = vendor == "MySQL"
+    begin: Any = rig.mysql_cluster if is_newer else rig.mariadb_cluster
+
+    def started(*args: Any, **options: Any) -> GtidCluster:
+        options = {"databases": ["shop"], **options}
+        found: GtidCluster = start_or_skip(
+            request, vendor, lambda: begin(*args, **options), is_newer=is_newer
+        )
+        return found
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def own(start: Callable[..., GtidCluster]) -> GtidCluster:
+    """A primary of MariaDB or MySQL with one replica and a database ``shop``."""
+    return start(1, name="own-gtid")

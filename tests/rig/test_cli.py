@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import pytest
 from dbfleet.testing.rig import wait_until
 from dbfleet.testing.rig.identity import unprivileged
 from dbfleet.testing.rig.mariadb_binaries import find_mariadb
+from dbfleet.testing.rig.mysql_binaries import find_mysql
 from dbfleet.testing.rig.postgresql_binaries import find_postgresql
 from dbfleet.testing.rig.processes import alive_pids
 from tests.conftest import start_or_skip
@@ -100,11 +102,16 @@ def test_cluster_stays_up_until_stopped(
     assert not state_file.exists()
 
 
+@pytest.mark.parametrize("engine", ["mariadb", "mysql"])
 def test_dead_server_is_seen_and_replaced(
-    request: pytest.FixtureRequest, command: Command, state_file: Path
+    request: pytest.FixtureRequest, command: Command, state_file: Path, engine: str
 ) -> None:
-    start_or_skip(request, "MariaDB", find_mariadb)
-    assert command("start", "--engine", "mariadb").returncode == 0
+    if engine == "mysql":
+        find = functools.partial(find_mysql, unprivileged("mysql"))
+        start_or_skip(request, "MySQL", find, is_newer=True)
+    else:
+        start_or_skip(request, "MariaDB", find_mariadb)
+    assert command("start", "--engine", engine).returncode == 0
     old = json.loads(state_file.read_text())
     [pid] = [server["pid"] for server in old["servers"]]
     os.kill(pid, signal.SIGKILL)
@@ -112,7 +119,7 @@ def test_dead_server_is_seen_and_replaced(
     shown = command("status")
     assert shown.returncode == 1
     assert "stopped" in shown.stdout
-    assert command("start", "--engine", "mariadb").returncode == 0
+    assert command("start", "--engine", engine).returncode == 0
     new = json.loads(state_file.read_text())
     assert not Path(old["directory"]).exists()
     assert Path(new["directory"]).exists()

@@ -1,35 +1,47 @@
 """Positions of MariaDB and MySQL: sets of global transaction ids.
 
 Sources: MariaDB Knowledge Base, "Global Transaction ID", "MASTER_GTID_WAIT"; MySQL
-manual, "GTID Format and Storage", "WAIT_FOR_EXECUTED_GTID_SET".
+manual, "GTID Format and Storage", "WAIT_FOR_EXECUTED_GTID_SET", "Server System
+Variables" (``session_track_gtids``).
 
 MariaDB: ``domain-server-sequence`` for each domain. MySQL: ``uuid:1-5:7`` for each
-source. Both are kept as text, which is what their servers compare as well.
+source. Both are kept as text, which is what their servers compare as well; a session
+demands one position for each domain and server, or for each source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
+from django.db.utils import InterfaceError, OperationalError
 from django.utils.regex_helper import _lazy_re_compile
 
+from dbfleet.engines import uuidsets
 from dbfleet.engines.base import Engine, GatheredRows, Position, Verdict
 
 #: capability and status bits of the protocol (MariaDB Knowledge Base, "Connection")
 _SESSION_TRACK = 1 << 23
 _STATE_CHANGED = 1 << 14
 
+#: kinds of session state: MySQL manual, "Protocol::SESSION_TRACK_GTIDS", MariaDB
+#: Knowledge Base, "OK_Packet"
+_VARIABLES, _GTIDS = 0, 3
+
 #: what servers write, and nothing else: it goes into their own functions
-_UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(?::\d+(?:-\d+)?)+"
-_SETS = _lazy_re_compile(rf"(?:\d+-\d+-\d+|{_UUID})(?:,(?:\d+-\d+-\d+|{_UUID}))*")
-#: intervals of each source: (domain, server, first, last); MySQL has no domains
-_Range = tuple[str, str, int, int]
+_MARIADB = _lazy_re_compile(r"\d+-\d+-\d+(?:,\d+-\d+-\d+)*")
+#: (domain, server, sequence) of MariaDB
+_Gtid = tuple[str, str, int]
+#: a timeout of 0 means for ever there
+_LEAST_WAIT_S = 0.001
 #: from what proves least to what proves most
 _RANK = (Verdict.LOST, Verdict.UNKNOWN, Verdict.BEHIND, Verdict.COVERED)
 #: (domain, server that writes it) -> the last sequence of each server before it
 _histories: dict[tuple[str, str], dict[tuple[str, str], int]] = {}
+#: source -> what others wrote and was seen while a primary had what that source wrote
+_seen: dict[str, uuidsets.Sets] = {}
 
 
 class GtidPositions(Engine):
@@ -49,8 +61,10 @@ class GtidPositions(Engine):
         return _read(self.fetch(replica, f"SELECT @@global.{name}"))
 
     def compare(self, have: Position, want: Position) -> Verdict:
-        has, worst = _ranges(have.value), Verdict.COVERED
-        for one in _ranges(want.value):
+        if ":" in want.value:
+            return _compare_sets(uuidsets.parse(have.value), want)
+        has, worst = _gtids(have.value), Verdict.COVERED
+        for one in _gtids(want.value):
             found = [_compare(other, one) for other in has]
             verdict = max(found, key=_RANK.index, default=Verdict.BEHIND)
             worst = min(worst, verdict, key=_RANK.index)
@@ -58,16 +72,35 @@ class GtidPositions(Engine):
 
     def learn_history(self, primary: Any, have: Position) -> None:
         if not primary.mysql_is_mariadb:
-            return  # its sets tell by themselves
+            return  # of a set only the primary can say what it lacks: judge() asks
         text = str(self.fetch(primary, "SELECT @@global.gtid_binlog_state")[0][0] or "")
-        last = {(d, s): n for d, s, n in map(_split, filter(None, text.split(",")))}
-        for domain, server, _, _ in _ranges(have.value):
+        last = {(d, s): n for d, s, n in _gtids(text)}
+        for domain, server, _ in _gtids(have.value):
             _histories[domain, server] = last
+
+    def judge(self, primary: Any, have: Position, want: Position) -> Verdict:
+        if primary.mysql_is_mariadb:
+            return super().judge(primary, have, want)
+        sql = "SELECT @@global.gtid_executed, @@global.read_only"
+        try:
+            [(text, is_read_only)] = self.fetch(primary, sql)
+        except (OperationalError, InterfaceError):
+            return Verdict.BEHIND  # nobody can say; whoever is asked next finds out
+        executed, has = uuidsets.parse(_joined(text)), uuidsets.parse(have.value)
+        missing = uuidsets.minus(uuidsets.parse(want.value), has)
+        if uuidsets.minus(missing, executed) and not is_read_only:
+            return Verdict.LOST
+        for source in map(uuidsets.source_of, missing):
+            _seen[source] = uuidsets.union([_seen.get(source, {}), executed, has])
+        return Verdict.BEHIND
 
     def merge(
         self, floors: tuple[Position, ...], more: Iterable[Position]
     ) -> tuple[Position, ...]:
         kept = list(floors)
+        more = tuple(more)
+        if any(":" in one.value for one in (*floors, *more)):
+            return _merged([*floors, *more])
         for one in more:
             if not any(self.covers(known, [one]) for known in kept):
                 kept = [known for known in kept if not self.covers(one, [known])]
@@ -84,11 +117,14 @@ class GtidPositions(Engine):
         return {**params, "client_flag": has}
 
     def track_commits(self, primary: Any) -> None:
-        tracks = getattr(primary.connection, "client_flag", 0) & _SESSION_TRACK
-        if primary.mysql_is_mariadb and tracks:
+        if not getattr(primary.connection, "client_flag", 0) & _SESSION_TRACK:
+            return
+        if primary.mysql_is_mariadb:
             sql = "SET SESSION session_track_system_variables = 'last_gtid'"
-            self.run(primary, sql).close()
-            primary.connection.dbfleet_tracks = True
+        else:
+            sql = "SET SESSION session_track_gtids = OWN_GTID"
+        self.run(primary, sql).close()
+        primary.connection.dbfleet_tracks = True
 
     def write_at(
         self, node: Any, cursor: Any, sql: str, params: Any
@@ -109,19 +145,23 @@ class GtidPositions(Engine):
 
     def load(self, text: str) -> Position:
         value = text.replace("+", ",")
-        if not _SETS.fullmatch(value):
+        if not _MARIADB.fullmatch(value) and not uuidsets.is_set(value):
             raise ValueError(text)
         return Position(value)
 
     def wait(
         self, replica: Any, wants: Sequence[Position], timeout_s: float
     ) -> Position | None:
-        if replica.mysql_is_mariadb:
-            sql = "SELECT MASTER_GTID_WAIT(%s, %s)"
-        else:
+        if not replica.mysql_is_mariadb:
+            sets = ",".join(want.value for want in wants)
             sql = "SELECT WAIT_FOR_EXECUTED_GTID_SET(%s, %s)"
+            self.fetch(replica, sql, [sets, max(timeout_s, _LEAST_WAIT_S)])
+            return self.applied(replica)
+        ends_at = time.monotonic() + timeout_s
         for want in wants:
-            self.fetch(replica, sql, [want.value, timeout_s])
+            left_s = max(0.0, ends_at - time.monotonic())
+            sql = "SELECT MASTER_GTID_WAIT(%s, %s)"
+            self.fetch(replica, sql, [want.value, left_s])
         return self.applied(replica)
 
 
@@ -136,29 +176,31 @@ def _told(connection: Any, cursor: Any) -> Position | None:
     if not result.server_status & _STATE_CHANGED:
         return None
     try:
-        value = _tracked(result.message).get(b"last_gtid")
+        value = next(_tracked(result.message), b"")
     except (IndexError, ValueError):
         return None
-    return Position(value.decode()) if value else None
+    return Position(_joined(value.decode())) if value else None
 
 
-def _tracked(message: bytes) -> dict[bytes, bytes]:
-    """The system variables in the session state of an OK packet.
+def _tracked(message: bytes) -> Iterator[bytes]:
+    """The GTIDs in the session state of an OK packet.
 
     MariaDB Knowledge Base, "OK_Packet": info, then the state's parts, each with its
-    type and its length; a variable is its name and its value.
+    type and its length; a variable is its name and its value. MySQL's part of GTIDs
+    is the number of their encoding, 0 for text, and the text.
     """
     _, at = _text(message, 0)
     state, _ = _text(message, at)
-    found: dict[bytes, bytes] = {}
     at = 0
     while at < len(state):
         kind = state[at]
         part, at = _text(state, at + 1)
-        if kind == 0:
+        if kind == _VARIABLES:
             name, middle = _text(part, 0)
-            found[name], _ = _text(part, middle)
-    return found
+            if name == b"last_gtid":
+                yield _text(part, middle)[0]
+        elif kind == _GTIDS and part[0] == 0:
+            yield _text(part, 1)[0]
 
 
 def _text(data: bytes, at: int) -> tuple[bytes, int]:
@@ -175,40 +217,55 @@ def _text(data: bytes, at: int) -> tuple[bytes, int]:
 
 
 def _read(rows: Sequence[tuple[Any, ...]]) -> Position | None:
-    text = str(rows[0][0] or "").replace("\n", "")
+    text = _joined(rows[0][0])
     return Position(text) if text else None
 
 
+def _joined(text: str | None) -> str:
+    """A set in one line; MySQL writes one for each source."""
+    return (text or "").replace("\n", "").replace(" ", "")
+
+
 @lru_cache(maxsize=1024)
-def _ranges(text: str) -> tuple[_Range, ...]:
-    """Intervals of each source; on MariaDB a sequence covers all before it."""
+def _gtids(text: str) -> tuple[_Gtid, ...]:
+    """The GTIDs of MariaDB; each covers all of its domain before it."""
     found = []
-    for part in filter(None, map(str.strip, text.split(","))):
-        if ":" not in part:
-            domain, server, number = _split(part)
-            found.append((domain, server, 0, number))
-            continue
-        source, *intervals = part.split(":")
-        for interval in intervals:
-            first, _, last = interval.partition("-")
-            found.append((source, "", int(first), int(last or first)))
+    for gtid in filter(None, text.split(",")):
+        domain, server, number = gtid.strip().split("-")
+        found.append((domain, server, int(number)))
     return tuple(found)
 
 
-def _split(gtid: str) -> tuple[str, str, int]:
-    domain, server, number = gtid.strip().split("-")
-    return domain, server, int(number)
-
-
-def _compare(have: _Range, want: _Range) -> Verdict:
+def _compare(have: _Gtid, want: _Gtid) -> Verdict:
     """Sequences of a domain go on when another server is promoted, so one that another
     server wrote is there only if the history of the one that writes now has it."""
-    domain, server, first, last = want
-    if have[0] != domain or not (have[2] <= first and last <= have[3]):
+    domain, server, number = want
+    if have[0] != domain or number > have[2]:
         return Verdict.BEHIND
     if have[1] == server:
         return Verdict.COVERED
     known = _histories.get((domain, have[1]), {}).get((domain, server))
     if known is None:
         return Verdict.UNKNOWN
-    return Verdict.COVERED if known >= last else Verdict.LOST
+    return Verdict.COVERED if known >= number else Verdict.LOST
+
+
+def _compare_sets(has: uuidsets.Sets, want: Position) -> Verdict:
+    """A set that lacks something may get it yet, unless another server was promoted:
+    then there is something of that one's in it, which nobody has seen so far."""
+    missing = uuidsets.minus(uuidsets.parse(want.value), has)
+    if not missing:
+        return Verdict.COVERED
+    sources = {uuidsets.source_of(name) for name in missing}
+    others = {n: i for n, i in has.items() if uuidsets.source_of(n) not in sources}
+    known = uuidsets.union(_seen.get(source, {}) for source in sources)
+    return Verdict.UNKNOWN if uuidsets.minus(others, known) else Verdict.BEHIND
+
+
+def _merged(positions: Iterable[Position]) -> tuple[Position, ...]:
+    """One position for each source, so that one which is lost can be dropped alone."""
+    found = uuidsets.union(uuidsets.parse(one.value) for one in positions)
+    by_source: dict[str, dict[str, uuidsets.Intervals]] = {}
+    for name, intervals in found.items():
+        by_source.setdefault(uuidsets.source_of(name), {})[name] = intervals
+    return tuple(Position(uuidsets.dump(one)) for _, one in sorted(by_source.items()))

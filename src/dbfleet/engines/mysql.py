@@ -17,8 +17,13 @@ from dbfleet.engines.gtid import GtidPositions
 
 #: rows in one INSERT of a temporary table; keeps a message under 1 MB or so
 _BATCH_ROWS = 500
-#: errors of client and server after which the connection is gone; 0 is PyMySQL's
-_LOSS_CODES = frozenset({0, 1053, 1927, 2006, 2013, 2014, 2055})
+#: errors of client and server after which the connection is gone; 0 is PyMySQL's,
+#: 4031 is MySQL's for one that was idle too long (mysqlclient tells it)
+_LOSS_CODES = frozenset(
+    {0, 1053, 1158, 1159, 1160, 1161, 1927, 2006, 2013, 2014, 2055, 3169, 4031}
+)
+#: how long connecting to a replica may take, where the project does not say
+CONNECT_TIMEOUT_S = 3
 #: collations for which a trailing space makes a difference; % stands in parameters
 _UNPADDED = ("%%nopad%%", "%%\\_0900\\_%%")
 #: a server, a transaction or a mode that takes no writes
@@ -67,6 +72,23 @@ class MySQLEngine(GtidPositions):
 
     def connect_limits(self, timeout_s: int) -> dict[str, Any]:
         return {"connect_timeout": timeout_s, "read_timeout": timeout_s}
+
+    def bounded(self, node: Any, params: dict[str, Any]) -> dict[str, Any]:
+        from dbfleet.engines import watched_mysql
+
+        limits = {"connect_timeout": CONNECT_TIMEOUT_S}
+        if watched_mysql.is_pymysql(node):
+            limits["read_timeout"] = CONNECT_TIMEOUT_S  # until it is watched
+        return {**limits, **params}
+
+    def watch(self, node: Any, watch: Any, *, only_connecting: bool = False) -> None:
+        from dbfleet.engines import watched_mysql
+
+        if only_connecting:
+            return
+        if node.connection is not None and watched_mysql.is_pymysql(node):
+            own = node.settings_dict["OPTIONS"].get("read_timeout")
+            watched_mysql.adopt(node, watch, own)
 
     def identity(self, node: Any) -> str | None:
         # server_id is set by hand and differs between the servers of a cluster;

@@ -9,6 +9,7 @@ Sources: PostgreSQL manual, "System Administration Functions" (positions),
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -27,6 +28,8 @@ _HASHES = {
 #: connection has no ``lock_timeout`` of its own. A deadlock over several servers is
 #: seen by none of them and would last; InnoDB ends it by its own limit of 50 s.
 LOCK_TIMEOUT_S = 30
+#: how long connecting to a replica may take, where the project does not say
+CONNECT_TIMEOUT_S = 3
 _BOUND_WAITS = (
     "SELECT set_config('lock_timeout', CASE current_setting('lock_timeout') "
     f"WHEN '0' THEN '{LOCK_TIMEOUT_S}s' ELSE current_setting('lock_timeout') END, true)"
@@ -83,6 +86,30 @@ class PostgreSQLEngine(WalPositions):
 
     def connect_limits(self, timeout_s: int) -> dict[str, Any]:
         return {"connect_timeout": timeout_s}
+
+    def bounded(self, node: Any, params: dict[str, Any]) -> dict[str, Any]:
+        if "service" in params or "PGCONNECT_TIMEOUT" in os.environ:
+            return params
+        return {"connect_timeout": CONNECT_TIMEOUT_S, **params}
+
+    def watch(self, node: Any, watch: Any, *, only_connecting: bool = False) -> None:
+        from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+        from dbfleet.engines import watched  # with psycopg2 there is nothing to do
+
+        if not is_psycopg3:
+            return
+        if node.connection is not None:
+            if not watched.is_watched(node.connection):  # a pool's
+                watched.adopt(node.connection, watch)
+            return
+        driver = type(node).Database
+        node.Database = watched.Driver(driver, watch, keeps=not only_connecting)
+        options = node.settings_dict["OPTIONS"].get("pool")
+        if only_connecting:
+            return
+        if options and (options is True or "timeout" not in options):
+            node.pool.timeout = CONNECT_TIMEOUT_S
 
     # -- replication ----------------------------------------------------------
 

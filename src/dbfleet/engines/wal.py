@@ -1,15 +1,16 @@
 """PostgreSQL's positions: timelines and LSNs, in the messages of reads and commits.
 
 Sources: PostgreSQL manual, "System Administration Functions" (recovery control),
-"Message Flow" (a simple query with several statements), "Timelines"; the timeline
-history file is written by ``writeTimeLineHistory`` (``src/backend/access/transam``).
+"Message Flow" (a simple query with several statements), "Timelines", "WAIT FOR"; the
+timeline history file is written by ``writeTimeLineHistory``
+(``src/backend/access/transam``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -18,6 +19,9 @@ from django.db.utils import Error, ProgrammingError
 from dbfleet.engines.base import Engine, GatheredRows, Position, Verdict, execute
 
 _INTRANS, _INERROR = 2, 3
+#: PostgreSQL manual, "WAIT FOR"
+_WAITS_SINCE = 19_00_00
+_CANCELLED = "57014"
 
 #: after COMMIT, in a statement of its own: never before the commit's own record
 _INSERTED = "SELECT pg_current_wal_insert_lsn()"
@@ -120,6 +124,26 @@ class WalPositions(Engine):
         lsn, timeline = self.fetch(replica, _APPLIED)[0]
         return None if lsn is None else Position(_number(lsn), timeline)
 
+    def wait(
+        self, replica: Any, wants: Sequence[Position], timeout_s: float
+    ) -> Position | None:
+        """Polls before PostgreSQL 19; since then two round trips, of which the first
+        ends when the log is applied (``WAIT FOR LSN``)."""
+        replica.ensure_connection()
+        if replica.connection.info.server_version < _WAITS_SINCE:
+            return super().wait(replica, wants, timeout_s)
+        # Of timelines it knows nothing: what was applied then is judged as ever.
+        last = max(want.value for want in wants)
+        lsn = f"{last >> 32:X}/{last & 0xFFFFFFFF:X}"
+        # Whole milliseconds, and never 0, which means for ever.
+        options = f"MODE 'standby_replay', TIMEOUT {_milliseconds(timeout_s)}, NO_THROW"
+        try:
+            self.run(replica, f"WAIT FOR LSN '{lsn}' WITH ({options})").close()
+        except Error as error:
+            if getattr(error.__cause__, "sqlstate", None) != _CANCELLED:
+                raise  # else the role's statement_timeout is shorter
+        return self.applied(replica)
+
     def track_commits(self, primary: Any) -> None:
         # Asked here: were it refused after a COMMIT in the same message, a write that
         # happened would look as if it had failed.
@@ -166,9 +190,15 @@ class WalPositions(Engine):
             return super().read_at(node, cursor, sql, params)
         guard = getattr(node.connection, "dbfleet_guard", _APPLIED)
         execute(cursor, f"{guard};\n{sql}", params)
-        lsn, timeline = cursor.fetchone()
+        # As libpq has them: the driver's loading of a row costs more than reading it.
+        told = cursor.pgresult
+        lsn, timeline = told.get_value(0, 0), told.get_value(0, 1)
         cursor.nextset()
-        return None if lsn is None else Position(_number(lsn), timeline)
+        if lsn is None:
+            return None
+        return Position(
+            _number(lsn.decode()), None if timeline is None else int(timeline)
+        )
 
     def write_at(
         self, node: Any, cursor: Any, sql: str, params: Any
@@ -220,6 +250,10 @@ def _position(node: Any, row: Any) -> Position:
         return Position(_number(row[0]), int(row[1][:8], 16), str(row[2]))
     timeline, system = node.connection.dbfleet_origin
     return Position(_number(row[0]), timeline, system)
+
+
+def _milliseconds(time_s: float) -> int:
+    return min(max(1, round(time_s * 1000)), 2**31 - 1)
 
 
 def _number(lsn: str) -> int:

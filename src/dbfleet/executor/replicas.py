@@ -332,10 +332,10 @@ class Replicas:
         events.emit("write_lost", cluster=key)
         raise WriteLost(
             "E207",
-            f"this session used the primary of {key} before another server was promoted "
-            "in its place, at a position that nobody told: whether the new one has all "
-            "that was read and written cannot be found out. Read again what matters "
-            "and write it again if it is missing; this is said once",
+            f"this session used the primary of {key} before another server was "
+            "promoted in its place, at a position that nobody told: whether the new "
+            "one has all that was read and written cannot be found out. Read again "
+            "what matters and write it again if it is missing; this is said once",
         )
 
     def refuse_lost(self, cluster: str, primary: Any) -> None:

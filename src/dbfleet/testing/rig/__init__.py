@@ -17,12 +17,13 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from dbfleet.testing.rig.clusters import (
     MariaDBCluster,
+    MySQLCluster,
     PostgresCluster,
     ServerCluster,
 )
@@ -34,7 +35,9 @@ from dbfleet.testing.rig.errors import (
 )
 from dbfleet.testing.rig.identity import make_base_directory, unprivileged
 from dbfleet.testing.rig.mariadb import MariaDBReplica, MariaDBServer
+from dbfleet.testing.rig.mysql import MySQLReplica, MySQLServer
 from dbfleet.testing.rig.postgresql import PostgresReplica, PostgresServer
+from dbfleet.testing.rig.postgresql_binaries import postgresql_in
 from dbfleet.testing.rig.processes import guarded
 from dbfleet.testing.rig.proxy import FaultProxy, rewrite_url, target_of
 from dbfleet.testing.rig.server import DatabaseServer, ReplicaServer
@@ -48,6 +51,9 @@ __all__ = [
     "MariaDBCluster",
     "MariaDBReplica",
     "MariaDBServer",
+    "MySQLCluster",
+    "MySQLReplica",
+    "MySQLServer",
     "PostgresCluster",
     "PostgresReplica",
     "PostgresServer",
@@ -61,7 +67,13 @@ __all__ = [
     "wait_until",
 ]
 
-ClusterT = TypeVar("ClusterT", PostgresCluster, MariaDBCluster)
+ClusterT = TypeVar("ClusterT", PostgresCluster, MariaDBCluster, MySQLCluster)
+#: the kind of replica of each engine
+REPLICAS: dict[str, Callable[..., ReplicaServer]] = {
+    "postgresql": PostgresReplica,
+    "mariadb": MariaDBReplica,
+    "mysql": MySQLReplica,
+}
 
 
 class Rig:
@@ -70,8 +82,8 @@ class Rig:
     Everything lies in a fresh directory below ``base_dir``, or below the directory
     for temporary files when none is given or the servers' user cannot enter it.
     ``durable=False`` trades safety against a loss of power, and nothing else, for
-    speed. Without ``password`` PostgreSQL trusts every user of this machine and
-    MariaDB gets a random one.
+    speed. Without ``password`` PostgreSQL trusts every user of this machine;
+    MariaDB and MySQL get a random one.
     """
 
     def __init__(
@@ -108,19 +120,25 @@ class Rig:
         name: str = "postgresql",
         databases: Iterable[str] = (),
         options: dict[str, str] | None = None,
+        programs: str | os.PathLike[str] | None = None,
     ) -> PostgresCluster:
         """Start a PostgreSQL primary with streaming replicas.
 
-        ``databases`` are created; ``options`` are settings of all its servers.
+        ``databases`` are created; ``options`` are settings of all its servers;
+        ``programs`` is the directory of another PostgreSQL than the machine's.
         Raises ``ServerUnavailable`` or ``ServerFailed``.
         """
         name = self._unique(name)
+        found = None
+        if programs is not None:
+            found = postgresql_in(Path(programs), unprivileged("postgres"))
         primary = PostgresServer(
             f"{name}-primary",
             self.directory,
             durable=self.durable,
             password=self.password,
             options=options,
+            binaries=found,
         )
         self._start(primary)
         followers = [
@@ -157,17 +175,44 @@ class Rig:
         ]
         return self._complete(MariaDBCluster(primary, followers), databases)
 
+    def mysql_cluster(
+        self,
+        replicas: int = 0,
+        *,
+        name: str = "mysql",
+        databases: Iterable[str] = (),
+        options: dict[str, str] | None = None,
+    ) -> MySQLCluster:
+        """Start a MySQL primary with GTID replicas, which are read-only.
+
+        ``databases`` are created; ``options`` are settings of all its servers.
+        Raises ``ServerUnavailable`` or ``ServerFailed``.
+        """
+        name = self._unique(name)
+        primary = MySQLServer(
+            f"{name}-primary",
+            self.directory,
+            durable=self.durable,
+            password=self.password,
+            options=options,
+        )
+        self._start(primary)
+        followers = [
+            MySQLReplica(f"{name}-replica{number}", primary)
+            for number in range(1, replicas + 1)
+        ]
+        return self._complete(MySQLCluster(primary, followers), databases)
+
     def rejoin(self, server: DatabaseServer, primary: DatabaseServer) -> ReplicaServer:
         """End a server and start a replica of ``primary`` in its place, on its port.
 
         Its data is copied anew: an old primary may hold what the new one lacks.
         """
         name = self._unique(f"{server.name}-again")
-        kind = PostgresReplica if server.engine == "postgresql" else MariaDBReplica
-        replica: ReplicaServer = kind(name, primary)  # type: ignore[arg-type]
+        replica = REPLICAS[server.engine](name, primary)
         server.kill()
         replica.port = server.port
-        if server.engine == "mariadb":
+        if server.engine in ("mariadb", "mysql"):
             # A replica passes over what a server of its own number wrote.
             number = server.port + 100_000 * len(self.servers)
             replica.options["server-id"] = str(number)

@@ -16,10 +16,11 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dbfleet.testing.rig import DatabaseServer, MariaDBCluster, PostgresCluster, Rig
+from dbfleet.testing.rig import DatabaseServer, Rig, ServerCluster
 from dbfleet.testing.rig.errors import DeadlineExceeded, RigError
 from dbfleet.testing.rig.identity import BASE_PREFIX
 from dbfleet.testing.rig.processes import alive_pids, command_line
@@ -50,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("start", help="start servers and leave them running")
     start.add_argument(
-        "--engine", choices=["postgresql", "mariadb", "sqlite"], default="postgresql"
+        "--engine",
+        choices=["postgresql", "mariadb", "mysql", "sqlite"],
+        default="postgresql",
     )
     start.add_argument("--replicas", type=_count, default=0, metavar="N")
     start.add_argument("--databases", nargs="+", default=["dbfleet"], metavar="NAME")
@@ -114,13 +117,13 @@ def _start_servers(rig: Rig, options: argparse.Namespace) -> State:
             for name in options.databases
         }
     else:
-        cluster: PostgresCluster | MariaDBCluster
-        if options.engine == "postgresql":
-            cluster = rig.postgresql_cluster(
-                options.replicas, databases=options.databases
-            )
-        else:
-            cluster = rig.mariadb_cluster(options.replicas, databases=options.databases)
+        starts: dict[str, Callable[..., ServerCluster[Any, Any]]] = {
+            "postgresql": rig.postgresql_cluster,
+            "mariadb": rig.mariadb_cluster,
+            "mysql": rig.mysql_cluster,
+        }
+        start = starts[options.engine]
+        cluster = start(options.replicas, databases=options.databases)
         servers = cluster.servers
         urls = {
             name: {"primary": cluster.url(name), "replicas": cluster.replica_urls(name)}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from dbfleet.testing.rig.mariadb import MariaDBReplica, MariaDBServer
+from dbfleet.testing.rig.mysql import MySQLReplica, MySQLServer
 from dbfleet.testing.rig.postgresql import PostgresReplica, PostgresServer
 from dbfleet.testing.rig.server import DatabaseServer, ReplicaServer
 
@@ -55,3 +56,4 @@ class ServerCluster(Generic[PrimaryT, ReplicaT]):
 
 PostgresCluster = ServerCluster[PostgresServer, PostgresReplica]
 MariaDBCluster = ServerCluster[MariaDBServer, MariaDBReplica]
+MySQLCluster = ServerCluster[MySQLServer, MySQLReplica]

@@ -72,6 +72,23 @@ def find_postgresql(identity: Identity, *, copies_in: Path) -> PostgresBinaries:
     raise ServerUnavailable(HOW_TO_GET)
 
 
+def postgresql_in(directory: Path, identity: Identity) -> PostgresBinaries:
+    """Return the PostgreSQL in a directory; raise ``ServerUnavailable``."""
+    directory = directory.absolute()
+    major = major_version(directory)
+    if major is None or major < OLDEST:
+        raise ServerUnavailable(
+            f"{directory} has no PostgreSQL {OLDEST} or newer "
+            f"({', '.join(NEEDED)} are needed)"
+        )
+    if not identity.can_execute(directory / "postgres"):
+        raise ServerUnavailable(
+            f"user {identity.name}, who runs the servers, cannot run what is in "
+            f"{directory}: put it where every user may enter"
+        )
+    return PostgresBinaries(directory, major)
+
+
 def candidates() -> Iterator[Path]:
     """Yield the directories that may hold PostgreSQL's programs, best first."""
     if VARIABLE in os.environ:
