@@ -130,9 +130,9 @@ def promote(report: Report, servers: PostgresServers) -> None:
         f"read back: {Playlist.objects.filter(name__startswith='Written').count()}",
     )
     report.say(
-        "Neither settings nor processes changed. A COMMIT or a single write that was on "
-        "its way raises CommitUnknown and is never repeated; a write that the promoted "
-        "server lacks raises WriteLost in the session that made it, once."
+        "Neither settings nor processes changed. A COMMIT or a single write that was "
+        "on its way raises CommitUnknown and is never repeated; a write that the "
+        "promoted server lacks raises WriteLost in the session that made it, once."
     )
 
 

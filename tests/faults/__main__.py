@@ -22,8 +22,8 @@ def main() -> int:
         "sharded": [*common, "--ops", str(sharded)],
         "replicas": [*common, "--ops", str(max(options.ops - sharded, 500))],
     }
-    if options.promotions:
-        runs["replicas"].append("--promotions")
+    if not options.promotions:
+        runs["replicas"].append("--no-promotions")
     operations = found = 0
     for name, arguments in runs.items():
         last = _run([sys.executable, "-m", f"tests.faults.{name}", *arguments])
@@ -44,7 +44,10 @@ def _options() -> argparse.Namespace:
         "--engine", choices=["postgresql", "mariadb"], default="postgresql"
     )
     parser.add_argument(
-        "--promotions", action="store_true", help="promote replicas as well"
+        "--promotions",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="promote replicas as well",
     )
     return parser.parse_args()
 

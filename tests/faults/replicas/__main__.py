@@ -69,7 +69,10 @@ def _options() -> argparse.Namespace:
         help="kinds of faults, by commas; the default is all: %(default)s",
     )
     parser.add_argument(
-        "--promotions", action="store_true", help="promote replicas as well"
+        "--promotions",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="promote replicas as well",
     )
     parser.add_argument("--keep", action="store_true", help="the history, in any case")
     parser.add_argument("--stop", action="store_true", help="at the first violation")

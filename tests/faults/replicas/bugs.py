@@ -27,7 +27,7 @@ from dbfleet.executor.reads import ReadCursor, StreamCursor
 from dbfleet.executor.replicas import Replicas
 from dbfleet.executor.writes import WriteCursor
 from dbfleet.levels import EVENTUAL
-from dbfleet.sessions import applied, tokens
+from dbfleet.sessions import applied, context, tokens
 from dbfleet.sessions.state import Session
 from dbfleet.transactions.transaction import FleetTransaction
 
@@ -42,6 +42,8 @@ class Bug(NamedTuple):
     ops: int = 40000
     #: on PostgreSQL alone
     is_wal: bool = False
+    #: replicas are promoted meanwhile
+    promotes: bool = False
 
 
 def _replace(place: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -380,7 +382,7 @@ def children_apart() -> None:
     init = Session.__init__
 
     def with_owner(self: Any, owner: Any = None) -> None:
-        init(self, sessions._owner() if owner is None else owner)
+        init(self, context._owner() if owner is None else owner)
 
     _is(Session, "__init__", with_owner)
 
@@ -391,9 +393,9 @@ def nested_ends_outer() -> None:
     @contextlib.contextmanager
     def session() -> Iterator[Session]:
         begun = Session()
-        sessions._session.set(begun)
+        context._session.set(begun)
         yield begun
-        sessions._session.set(Session())
+        context._session.set(Session())
 
     for module in (sessions, dbfleet):
         _is(module, "session", session)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import random
+from contextlib import ExitStack
 
 from dbfleet.testing.rig import Rig
 from tests.faults.replicas.servers import Servers
@@ -25,15 +26,21 @@ def hunt(options: argparse.Namespace) -> int:
         # Bugs name models and methods, which need a project of their own here.
         configure(options.engine, servers.urls)
         from tests.faults.replicas.bugs import BUGS
+        from tests.faults.replicas.promotion_bugs import PROMOTION_BUGS
 
-        for name, bug in BUGS.items():
+        for name, bug in (BUGS | PROMOTION_BUGS).items():
             if options.bug and name not in options.bug.split(","):
                 continue
             if bug.is_wal and options.engine != "postgresql":
                 continue
             own = copy.copy(options)
             own.ops, own.stop, own.is_quiet = bug.ops, True, True
-            found = play(servers, own, str(seed), bug.faults.split(","), name)
+            own.promotions = bug.promotes
+            with ExitStack() as stack:
+                used = servers
+                if bug.promotes:  # roles change for good: servers of its own
+                    used = Servers(stack.enter_context(Rig()), options.engine)
+                found = play(used, own, str(seed), bug.faults.split(","), name)
             operations += found.operations
             what = found.found[0].splitlines()[0][:110] if found.found else "MISSED"
             took = f"{found.operations} operations, {found.took_s:.0f} s"

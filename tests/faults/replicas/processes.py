@@ -59,8 +59,9 @@ def run(job: Job, answers: Any) -> None:
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     if job.bug:
         from tests.faults.replicas.bugs import BUGS
+        from tests.faults.replicas.promotion_bugs import PROMOTION_BUGS
 
-        BUGS[job.bug].apply()
+        (BUGS | PROMOTION_BUGS)[job.bug].apply()
     recorder = Recorder(job.shared, job.path, stops=job.stops)
     watch_nodes()
     from tests.faults.replicas.operations import Told
