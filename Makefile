@@ -65,7 +65,7 @@ faults: $(VENV)/.test ## concurrent clients while servers fail (OPS ENGINE SEED)
 		$(if $(SEED),--seed $(SEED))
 
 .PHONY: bench
-bench: $(VENV)/.test ## overhead against plain Django, to build/bench.json
+bench: $(VENV)/.test ## overhead and outages beside plain Django, to build/bench.json
 	@$(BIN)/python -m tests.bench --output build/bench.json
 
 .PHONY: lint

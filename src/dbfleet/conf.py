@@ -42,6 +42,7 @@ class FleetSettings(NamedTuple):
     drains: bool = False
     max_ejected_share: float = 0.5
     max_fallback_reads: int | None = 32
+    probe_after_s: float | None = 0.5
     gather: Mapping[str, int] = FrozenDict()
     carriers: CarrierSettings = CarrierSettings()
 
@@ -155,6 +156,7 @@ KEYS = (
     "PLACEMENT",
     "POLICIES",
     "POLICY",
+    "PROBE_AFTER_S",
     "REFERENCE",
     "SHARD_KEYS",
     "WAIT_TIMEOUT_S",
@@ -182,6 +184,16 @@ def _read_health(given: Mapping[str, object], mistakes: Mistakes) -> dict[str, A
     else:
         mistakes.add(
             "E004", "DBFLEET['DRAINS']", f"must be True or False, not {drains!r}"
+        )
+    after = given.get("PROBE_AFTER_S", 0.5)
+    if after is None or (isinstance(after, int | float) and 0 < after <= MAX_WAIT_S):
+        found["probe_after_s"] = None if after is None else float(after)
+    else:
+        mistakes.add(
+            "E004",
+            "DBFLEET['PROBE_AFTER_S']",
+            f"must be more than 0 and at most {MAX_WAIT_S} seconds, or None for "
+            f"never, not {after!r}",
         )
     reads = given.get("MAX_FALLBACK_READS", 32)
     if reads is None or is_positive(reads):

@@ -1,1 +1,1 @@
-"""What dbfleet costs over plain Django: ``python -m tests.bench``."""
+"""What dbfleet costs and saves, beside plain Django: ``python -m tests.bench``."""

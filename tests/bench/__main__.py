@@ -10,12 +10,22 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dbfleet.testing.rig import Rig, RigError
+from tests.bench.offload import measure_offload
+from tests.bench.outages import measure_outages
 from tests.bench.projects import DATABASES, load, write_projects
-from tests.bench.rounds import Comparison, Effort, compare_calls, compare_setup
+from tests.bench.promotion import measure_promotion
+from tests.bench.rounds import (
+    Comparison,
+    Effort,
+    compare_calls,
+    compare_setup,
+    time_alone,
+)
 
 GETS = (
     Comparison("get(pk), cluster with two replicas", "cluster", "replica", 1.08),
@@ -23,14 +33,45 @@ GETS = (
     Comparison("get(pk), Django with a random replica router", "router", "replica"),
 )
 PINNED = (Comparison("get(pk), one pinned shard of three", "sharded", "primary", 1.15),)
+WRITERS = (
+    Comparison("get(pk), a session that wrote 1 call in 10", "cluster", "router", 1.06),
+)
+PROVED = (
+    Comparison("get(pk), each proved in its own message", "cluster", "replica", 1.06),
+)
+#: in Python, for each read and for each write
+DECISIONS = {
+    "decide": ("CPU of a read's routing", 5.0),
+    "account": ("CPU of a session's bookkeeping for a write", 15.0),
+}
 AGGREGATES = (
     Comparison("grouped sums of 20,000 rows, gathered", "sharded", "primary"),
 )
 SETUP_LIMIT_MS = 60
 
 
-def measure(*, quick: bool) -> list[dict[str, Any]]:
-    """Start the servers and measure everything; about a minute, or ten seconds."""
+#: what ``--only`` takes
+PARTS = ("overhead", "outages", "promotion", "offload")
+
+
+def measure(parts: Sequence[str], *, quick: bool) -> list[dict[str, Any]]:
+    """Measure the parts one after the other; five minutes for all, or two."""
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as directory:
+        for part in parts:
+            if part == "overhead":
+                results += measure_overhead(quick=quick)
+            elif part == "outages":
+                results += measure_outages(Path(directory), quick=quick)
+            elif part == "promotion":
+                results += measure_promotion(Path(directory), quick=quick)
+            else:
+                results += measure_offload(Path(directory), quick=quick)
+    return results
+
+
+def measure_overhead(*, quick: bool) -> list[dict[str, Any]]:
+    """What a query and a start cost; about a minute, or ten seconds."""
     with Rig(durable=False) as rig, tempfile.TemporaryDirectory() as directory:
         servers = rig.postgresql_cluster(replicas=2, databases=DATABASES)
         projects = write_projects(Path(directory), servers)
@@ -40,6 +81,9 @@ def measure(*, quick: bool) -> list[dict[str, Any]]:
         return [
             *compare_calls(projects, GETS, "get", gets),
             *compare_calls(projects, PINNED, "get_pinned", gets),
+            *compare_calls(projects, WRITERS, "get_after_writes", gets),
+            *compare_calls(projects, PROVED, "get_proved", gets),
+            *time_alone(projects["cluster"], DECISIONS, runs=3 if quick else 25),
             *compare_calls(projects, AGGREGATES, "aggregate", aggregates),
             *compare_setup(
                 projects,
@@ -53,17 +97,21 @@ def measure(*, quick: bool) -> list[dict[str, Any]]:
 def table(results: list[dict[str, Any]]) -> str:
     """The results for people."""
     lines = [
-        f"{'':<46}{'dbfleet':>12}{'plain':>12}{'ratio':>8}  {'quartiles':<14}limit"
+        f"{'':<51}{'dbfleet':>12}{'plain':>12}{'ratio':>8}  {'quartiles':<14}limit"
     ]
     for one in results:
-        ours, baseline = (f"{one[key]:,} {one['unit']}" for key in ("ours", "baseline"))
+        ours, baseline = (
+            "-" if one[key] is None else f"{one[key]:,} {one['unit']}"
+            for key in ("ours", "baseline")
+        )
+        ratio = "" if one["ratio"] is None else f"{one['ratio']:.3f}"
         spread = "-".join(f"{edge:.3f}" for edge in one.get("quartiles", ()))
         limit = "" if one["limit"] is None else f"{one['limit']:g}"
         if "added" in one:
             limit = f"{one['added']:+.1f} of {one['limit']:g} ms"
         verdict = "" if one["limit"] is None else (" ok" if one["ok"] else " OVER")
         lines.append(
-            f"{one['name']:<46}{ours:>12}{baseline:>12}{one['ratio']:>8.3f}  "
+            f"{one['name']:<51}{ours:>12}{baseline:>12}{ratio:>8}  "
             f"{spread:<14}{limit}{verdict}"
         )
     return "\n".join(lines)
@@ -75,9 +123,10 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a few rounds: whether it runs at all"
     )
+    parser.add_argument("--only", action="append", choices=PARTS, help="not the rest")
     options = parser.parse_args()
     try:
-        results = measure(quick=options.quick)
+        results = measure(options.only or PARTS, quick=options.quick)
     except RigError as error:
         print(f"cannot measure: {error}", file=sys.stderr)
         return 2

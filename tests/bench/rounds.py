@@ -114,6 +114,35 @@ def _result(
     }
 
 
+def time_alone(
+    project: Project, names: dict[str, tuple[str, float]], *, runs: int
+) -> list[dict[str, Any]]:
+    """Time what a plain project does not do at all; limits the microseconds.
+
+    ``names``: the request of a row -> its name and its limit.
+    """
+    worker = Worker(project)
+    try:
+        times = {
+            request: [worker.ask(**{request: 1}) * 1e6 for _ in range(runs)]
+            for request in names
+        }
+    finally:
+        worker.close()
+    return [
+        {
+            "name": name,
+            "ours": round(statistics.median(times[request]), 2),
+            "baseline": None,
+            "unit": "us",
+            "ratio": None,
+            "limit": limit,
+            "ok": statistics.median(times[request]) <= limit,
+        }
+        for request, (name, limit) in names.items()
+    ]
+
+
 def compare_setup(
     projects: dict[str, Project], ours: Sequence[str], *, limit_ms: float, runs: int
 ) -> list[dict[str, Any]]:

@@ -132,8 +132,13 @@ def main() -> None:
             answer = get(request["get"])
         elif "get_pinned" in request:
             answer = get_pinned(request["get_pinned"])
-        else:
+        elif "aggregate" in request:
             answer = aggregate(request["aggregate"])
+        else:
+            from tests.bench import sessions
+
+            ((name, count),) = request.items()
+            answer = getattr(sessions, name)(count)
         print(json.dumps(answer), flush=True)
 
 

@@ -121,6 +121,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("E005", {"LOCAL": ["a.B"], "REFERENCE": ["a.B"]}, "is also in"),
     ("E004", {"CONSISTENCY": "sesion"}, "did you mean 'session'?"),
     ("E004", {"CONSISTENCY": ["session"]}, "is unknown"),
+    ("E004", {"PROBE_AFTER_S": 0}, "must be more than 0 and at most 60 seconds"),
+    ("E004", {"PROBE_AFTER_S": "1"}, "or None for never, not '1'"),
     ("E007", {"POLICY": "dbfleet.policies.Rand"}, "cannot be imported"),
     ("E007", {"POLICY": None}, "names no policy"),
     ("E007", {"POLICIES": {"a": 5}}, "has no method order"),

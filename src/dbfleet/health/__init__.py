@@ -1,10 +1,10 @@
 """How the servers are, as this process sees them, and which of them may be asked.
 
-Process-wide, since every thread sees the same servers. No thread, no probe, no I/O:
-what reads report is all that is known.
+Process-wide, since every thread sees the same servers. No thread, no I/O: what reads
+report, and what those that wait in vain find out, is all that is known.
 """
 
-from dbfleet.health import drain, fallback, load
+from dbfleet.health import drain, fallback, load, silence
 from dbfleet.health.breaker import FIRST_PAUSE_S, MAX_PAUSE_S, Breaker, breaker
 from dbfleet.health.fallback import falling_back
 
@@ -17,4 +17,5 @@ __all__ = [
     "fallback",
     "falling_back",
     "load",
+    "silence",
 ]
