@@ -12,6 +12,7 @@ primary answers. A search asks every node of the cluster at once, within a secon
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from dbfleet.executor.nodes import NodeSet
 
 PROBE_TIMEOUT_S = 1
+#: how long others may still answer once a new primary did
+OTHERS_S = 0.1
 #: a search that found nothing is not made again before
 PAUSE_S = 0.2
 
@@ -170,7 +173,9 @@ class Leaders:
             if is_recent and not (is_connected and state.is_doubtful):
                 return False
             is_found = declared.source is not None
-            answers = self._answers(declared.nodes, tells_system=is_found)
+            answers = self._answers(
+                declared.nodes, state.timeline, tells_system=is_found
+            )
             if is_found:
                 answers = self._related(cluster, answers)
             found = self._best(state, declared, answers)
@@ -227,24 +232,33 @@ class Leaders:
             known = next(iter(systems), None)
         return [one for one in answers if one.system in (None, known)]
 
-    def _answers(self, names: tuple[str, ...], *, tells_system: bool) -> list[_Answer]:
-        """What the nodes say, asked at once; those that do not answer in time are
-        left out."""
-        found: list[_Answer] = []
+    def _answers(
+        self, names: tuple[str, ...], latest: int, *, tells_system: bool
+    ) -> list[_Answer]:
+        """What the nodes say, asked at once; those that do not answer in time are left
+        out. Once one writes a later timeline than ``latest`` little is waited for the
+        others: a server that hangs shall not delay the first write."""
+        told: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
 
         def ask(name: str) -> None:
+            answer = None
             with contextlib.suppress(Error, OSError):
-                found.append(self._ask(name, tells_system=tells_system))
+                answer = self._ask(name, tells_system=tells_system)
+            told.put(answer)
 
-        threads = [
-            threading.Thread(target=ask, args=(name,), daemon=True) for name in names
-        ]
+        for name in names:
+            threading.Thread(target=ask, args=(name,), daemon=True).start()
+        found: list[_Answer] = []
         ends_at = time.monotonic() + PROBE_TIMEOUT_S
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(max(0.0, ends_at - time.monotonic()))
-        return list(found)
+        for _ in names:
+            with contextlib.suppress(queue.Empty):
+                answer = told.get(timeout=max(0.0, ends_at - time.monotonic()))
+                if answer is None:
+                    continue
+                found.append(answer)
+                if answer.accepts_writes and answer.timeline > latest > 0:
+                    ends_at = min(ends_at, time.monotonic() + OTHERS_S)
+        return found
 
     def _ask(self, name: str, *, tells_system: bool) -> _Answer:
         engine = self.nodes.engine

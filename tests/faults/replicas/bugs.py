@@ -513,7 +513,7 @@ def rows_of_failure() -> None:
     _is(ReadCursor, "_drop", lambda self: None)
 
 
-LOST = "pause,mute"
+LOST = "pause,late,mute"
 
 BUGS = {
     "ignore-floors": Bug(ignore_floors),
@@ -526,7 +526,7 @@ BUGS = {
     "guard-after-query": Bug(guard_after_query, "pause,late,delay", 40000),
     "stale-rows": Bug(stale_rows),
     "wait-in-vain": Bug(wait_in_vain),
-    "keep-applied": Bug(keep_applied, "regress", 40000, is_wal=True),
+    "keep-applied": Bug(keep_applied, "regress", 200000, is_wal=True),
     "learn-without-proof": Bug(learn_without_proof),
     "moves-unasked": Bug(moves_unasked, "late,cut,lose,refuse", 60000),
     "forget-node": Bug(forget_node),
@@ -538,7 +538,7 @@ BUGS = {
     "primary-read-unseen": Bug(primary_read_unseen),
     "rollback-unseen": Bug(rollback_unseen),
     "commit-unseen": Bug(commit_unseen),
-    "failed-commit-unseen": Bug(failed_commit_unseen, LOST, 60000),
+    "failed-commit-unseen": Bug(failed_commit_unseen, LOST, 200000),
     "write-unseen": Bug(write_unseen),
     "failed-write-unseen": Bug(failed_write_unseen, LOST, 60000),
     "raw-unseen": Bug(raw_unseen),
