@@ -482,7 +482,9 @@ class Routing(Binding, ShardRows):
         if not self.reads_replicas():
             return self.cluster_target(cluster, False, name)
         cursor = self.read_cursor(cluster, query, name)
-        return self.wrapped(cursor, is_logged=self._is_logged)
+        if self._is_logged:
+            return self.wrapper._prepare_cursor(cursor)
+        return self.wrapped(cursor)
 
     def in_transaction(self) -> bool:
         """Whether a statement belongs to a transaction, of the project's own code

@@ -31,6 +31,8 @@ class ReadCursor:
         self._replicas: Replicas = routing.wrapper.nodes.replicas
         self.inner: Any = None
 
+    fetchmany: Any
+
     def execute(self, sql: Any, params: Any = None) -> Any:
         """Execute on the first node that can answer; each is tried once."""
         if self.inner is not None:
@@ -38,6 +40,8 @@ class ReadCursor:
         self._is_behind = False
         own = self._replicas.usual(self._place)
         if own is not None and self._has_answered(own, sql, params):
+            if self._name is None:
+                self.fetchmany = self.inner.fetchmany  # asked for each portion of rows
             return self
         for choice in self._replicas.choices(self._place, own, self._is_behind):
             if self._has_answered(choice, sql, params):
@@ -90,8 +94,7 @@ class ReadCursor:
             load.finished(name, started, True)
             raise
         load.finished(name, started)
-        if breaker.is_troubled() and choice.name is not None:
-            breaker.succeeded(name)
+        breaker.succeeded(name)
         return found
 
     def _tell_sent(self, name: str) -> None:
@@ -113,12 +116,19 @@ class ReadCursor:
 
     def _send(self, choice: Choice, sql: Any, params: Any) -> None:
         node = choice.node
-        with node.wrap_database_errors:
-            self.inner = inner = self._routing.vendor_cursor(node, self._name)
+        try:
+            if self._name or node.connection is None:
+                inner = self._routing.vendor_cursor(node, self._name)
+            else:
+                inner = node.create_cursor()
+            self.inner = inner
             if params is None:
                 inner.execute(sql)
             else:
                 inner.execute(sql, params)
+        except Exception:
+            with node.wrap_database_errors:  # entered only now: most reads succeed
+                raise
 
     def _is_proved(self, choice: Choice, sql: Any, params: Any) -> bool:
         node = choice.node
@@ -145,9 +155,7 @@ class ReadCursor:
     def close(self) -> None:
         if self.inner is not None:
             self.inner.close()
-
-    def fetchmany(self, *size: int) -> Any:
-        return self.inner.fetchmany(*size)
+            self.__dict__.pop("fetchmany", None)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["inner"], name)

@@ -41,10 +41,14 @@ class RuntimeConnections:
     """What the handler of ``connections`` adds to Django's own."""
 
     settings: dict[str, Any]
+    _connections: Any
 
     def __getitem__(self, alias: Any) -> Any:
-        if type(alias) is str and alias in self.settings:
-            return super().__getitem__(alias)  # type: ignore[misc]
+        if type(alias) is str:
+            try:
+                return getattr(self._connections, alias)  # open already, as mostly
+            except AttributeError:
+                pass
         alias = safe_alias(alias)
         if isinstance(alias, RuntimeAlias):
             return scopes.database(alias)
