@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dbfleet.testing.rig.clusters import (
     MariaDBCluster,
@@ -128,23 +128,11 @@ class Rig:
         ``programs`` is the directory of another PostgreSQL than the machine's.
         Raises ``ServerUnavailable`` or ``ServerFailed``.
         """
-        name = self._unique(name)
         found = None
         if programs is not None:
             found = postgresql_in(Path(programs), unprivileged("postgres"))
-        primary = PostgresServer(
-            f"{name}-primary",
-            self.directory,
-            durable=self.durable,
-            password=self.password,
-            options=options,
-            binaries=found,
-        )
-        self._start(primary)
-        followers = [
-            PostgresReplica(f"{name}-replica{number}", primary)
-            for number in range(1, replicas + 1)
-        ]
+        primary = self._primary(PostgresServer, name, options, binaries=found)
+        followers = self._followers(PostgresReplica, primary, replicas)
         return self._complete(PostgresCluster(primary, followers), databases)
 
     def mariadb_cluster(
@@ -160,19 +148,8 @@ class Rig:
         ``databases`` are created; ``options`` are settings of all its servers.
         Raises ``ServerUnavailable`` or ``ServerFailed``.
         """
-        name = self._unique(name)
-        primary = MariaDBServer(
-            f"{name}-primary",
-            self.directory,
-            durable=self.durable,
-            password=self.password,
-            options=options,
-        )
-        self._start(primary)
-        followers = [
-            MariaDBReplica(f"{name}-replica{number}", primary)
-            for number in range(1, replicas + 1)
-        ]
+        primary = self._primary(MariaDBServer, name, options)
+        followers = self._followers(MariaDBReplica, primary, replicas)
         return self._complete(MariaDBCluster(primary, followers), databases)
 
     def mysql_cluster(
@@ -188,20 +165,29 @@ class Rig:
         ``databases`` are created; ``options`` are settings of all its servers.
         Raises ``ServerUnavailable`` or ``ServerFailed``.
         """
-        name = self._unique(name)
-        primary = MySQLServer(
-            f"{name}-primary",
+        primary = self._primary(MySQLServer, name, options)
+        followers = self._followers(MySQLReplica, primary, replicas)
+        return self._complete(MySQLCluster(primary, followers), databases)
+
+    def _primary(
+        self, kind: Any, name: str, options: dict[str, str] | None, **more: Any
+    ) -> Any:
+        primary = kind(
+            f"{self._unique(name)}-primary",
             self.directory,
             durable=self.durable,
             password=self.password,
             options=options,
+            **more,
         )
         self._start(primary)
-        followers = [
-            MySQLReplica(f"{name}-replica{number}", primary)
-            for number in range(1, replicas + 1)
+        return primary
+
+    def _followers(self, kind: Any, primary: Any, count: int) -> list[Any]:
+        name = primary.name.removesuffix("-primary")
+        return [
+            kind(f"{name}-replica{number}", primary) for number in range(1, count + 1)
         ]
-        return self._complete(MySQLCluster(primary, followers), databases)
 
     def rejoin(self, server: DatabaseServer, primary: DatabaseServer) -> ReplicaServer:
         """End a server and start a replica of ``primary`` in its place, on its port.
