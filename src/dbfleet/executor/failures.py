@@ -135,6 +135,7 @@ def _lost(owner: Any, node: Any, error: Error) -> FleetError:
         )
     return NodeUnavailable(
         "E204",
-        f"{what} ({reason_of(error)}). The statement was not repeated; what a "
-        "transaction did is rolled back",
+        f"{what} ({reason_of(error)}). The statement was not repeated: what a "
+        "transaction did is rolled back; one outside a transaction may have been "
+        "carried out, so read before you write again",
     )

@@ -145,7 +145,6 @@ class Silence:
 
 
 known = Servers()
-is_lost = known.is_lost
 reset = known.reset
 
 os.register_at_fork(after_in_child=known.leave_parent)
