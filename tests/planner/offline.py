@@ -19,8 +19,9 @@ from django.db.utils import ConnectionHandler
 from django.test import override_settings
 
 from dbfleet import Sharded, databases
-from dbfleet.planner.plan import Facts, plan_read
+from dbfleet.planner.plan import plan_read
 from dbfleet.planner.route import HOME, Fragment, Route, Rung
+from dbfleet.planner.uses import Facts
 from dbfleet.sharding import keys
 from dbfleet.sharding.ledger import ShardMap
 

@@ -17,9 +17,9 @@ from django.db.models.functions import Lower, Now, Upper
 from django.db.models.lookups import Exact, GreaterThan, IntegerLessThan
 from django.test.utils import register_lookup
 
-from dbfleet.planner.plan import Statement
 from dbfleet.planner.pushdown import MAX_ALTERNATIVES
 from dbfleet.planner.route import HOME, Fragment
+from dbfleet.planner.uses import Statement
 from tests.planner import offline
 from tests.planner.offline import Fleet
 

@@ -16,9 +16,9 @@ from django.apps import apps
 from dbfleet import lexer
 from dbfleet.errors import RouteRefused
 from dbfleet.executor.writes import counting
-from dbfleet.planner.plan import Statement as Planned
 from dbfleet.planner.route import HOME, Rung
 from dbfleet.planner.statements import Statement, classify
+from dbfleet.planner.uses import Statement as Planned
 from dbfleet.sharding import ids
 
 _SEQUENCE_CALL = re.compile(

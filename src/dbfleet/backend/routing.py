@@ -31,8 +31,6 @@ from dbfleet.observe import events
 from dbfleet.planner import simple
 from dbfleet.planner.blocks import Block, block_of
 from dbfleet.planner.plan import (
-    Facts,
-    Statement,
     limited_to,
     plan_cluster,
     plan_pinned,
@@ -40,6 +38,7 @@ from dbfleet.planner.plan import (
 )
 from dbfleet.planner.route import HOME, Route, Rung
 from dbfleet.planner.tables import Table, Tables
+from dbfleet.planner.uses import Facts, Statement
 from dbfleet.sessions import Level, pins
 from dbfleet.sharding import keys, ledger
 from dbfleet.sharding.claims import rules_of

@@ -22,8 +22,8 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql import Query
 from django.db.utils import IntegrityError
 
-from dbfleet.planner.plan import Facts
 from dbfleet.planner.tables import Table
+from dbfleet.planner.uses import Facts
 from dbfleet.sharding import settling
 
 #: claims in one statement

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dbfleet.planner.plan import Facts
 from dbfleet.planner.route import HOME
 from dbfleet.planner.tables import Table
+from dbfleet.planner.uses import Facts
 from dbfleet.sharding.claims import Claims
 
 

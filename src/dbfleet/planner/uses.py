@@ -1,0 +1,174 @@
+"""How a statement uses its tables, and on which shards each use can find rows.
+
+What every decision of :mod:`dbfleet.planner.plan` rests on. Pure: no I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Field
+from django.db.models.sql.constants import INNER
+
+from dbfleet import lexer
+from dbfleet.engines import Engine
+from dbfleet.placement import Hop
+from dbfleet.planner.blocks import Block, Occurrence
+from dbfleet.planner.pruning import (
+    ShardOf,
+    Values,
+    clusters_of,
+    possible_values,
+    spread_over_joins,
+)
+from dbfleet.planner.tables import Table, Tables
+from dbfleet.topology import Topology
+
+#: clusters that one table's rows can be on; None means every shard
+Clusters = frozenset[str] | None
+
+
+#: kinds of fields whose columns compare as text
+_TEXT_KINDS = lexer.word_set("""
+    CharField TextField SlugField EmailField URLField FilePathField FileField
+    GenericIPAddressField
+""")
+#: kinds of fields whose columns compare as the values that Python has
+_EXACT_KINDS = lexer.word_set("""
+    AutoField BigAutoField SmallAutoField IntegerField BigIntegerField
+    SmallIntegerField PositiveIntegerField PositiveBigIntegerField
+    PositiveSmallIntegerField BooleanField DecimalField FloatField DateField
+    DateTimeField TimeField DurationField UUIDField BinaryField
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that a decision may depend on."""
+
+    topology: Topology
+    engine: Engine
+    tables: Tables
+    shard_of: ShardOf
+    in_transaction: bool
+
+    @property
+    def alias(self) -> str:
+        return self.topology.alias
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        return tuple(self.topology.shards)
+
+    def is_exact(self, field: Any) -> bool:
+        """Whether equal in the database means equal here, for a column."""
+        while field.remote_field:
+            field = field.target_field
+        if type(field).db_type is not Field.db_type:
+            return False  # a column type that a project chose, such as citext
+        kind = field.get_internal_type()
+        if kind in _TEXT_KINDS:
+            is_plain = not getattr(field, "db_collation", None)
+            return self.engine.has_binary_text_equality and is_plain
+        return kind in _EXACT_KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL as it will be sent, and what is known of where it came from."""
+
+    sql: str
+    blocks: tuple[Block, ...]
+    registry: Any
+    is_raw: bool = False
+    #: compiler of the outermost block, and its locking clause
+    outer: Any = None
+    locking: str = ""
+    #: (sql, params) as the outermost compiler made them
+    outer_sql: tuple[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Use:
+    """How a statement uses one table."""
+
+    table: Table
+    places: list[tuple[Block, Occurrence, Clusters]]
+    #: seen in the text but in no block: raw SQL, of which nothing is known
+    is_hidden: bool = False
+
+    @property
+    def clusters(self) -> Clusters:
+        if self.is_hidden or any(found is None for _, _, found in self.places):
+            return None
+        return frozenset().union(*(found or () for _, _, found in self.places))
+
+
+def uses_of(facts: Facts, statement: Statement) -> list[Use]:
+    """Every known table of the statement, with the clusters of each occurrence."""
+    known = facts.tables.all(statement.registry)
+    uses: dict[str, Use] = {}
+    for block in statement.blocks:
+        _add_block(facts, block, known, uses)
+    vendor = facts.engine.vendor
+    for table, times in facts.tables.named_in(
+        statement.sql, vendor, statement.registry
+    ):
+        use = uses.get(table.name)
+        if use is None or times > len(use.places):
+            uses.setdefault(table.name, Use(table, [])).is_hidden = True
+    return list(uses.values())
+
+
+def _add_block(
+    facts: Facts, block: Block, known: dict[str, Table], uses: dict[str, Use]
+) -> None:
+    values: Values | None = None
+    opts = block.opts
+    for occurrence in block.occurrences:
+        name = occurrence.table
+        table = known.get(name)
+        if table is None:
+            if opts is None or name != opts.db_table:
+                continue
+            table = facts.tables.of(opts.concrete_model._meta)
+        if values is None:
+            stated = possible_values(block.query.where, facts.is_exact)
+            values = spread_over_joins(stated, block)
+        clusters = None
+        if table.is_sharded:
+            clusters = _place(facts, block, occurrence.alias, table, values, known)
+        use = uses.setdefault(name, Use(table, []))
+        use.places.append((block, occurrence, clusters))
+
+
+def _place(
+    facts: Facts,
+    block: Block,
+    alias: str,
+    table: Table,
+    values: Values,
+    known: dict[str, Table],
+) -> Clusters:
+    if not table.key_path:
+        return clusters_of(table, alias, values, facts.shard_of)
+    hop = table.key_path[0]
+    for joined in _parents_of(block, alias, hop):
+        parent = known.get(block.query.alias_map[joined].table_name)
+        if parent is not None and parent.is_sharded and parent.name == hop.table:
+            return _place(facts, block, joined, parent, values, known)
+    return None
+
+
+def _parents_of(block: Block, alias: str, hop: Hop) -> list[str]:
+    """Occurrences that are joined to ``alias`` over its foreign key ``hop``."""
+    edge = (hop.target_column, hop.column)
+    found = []
+    for join in block.joins:
+        is_up = edge[::-1] in join.join_cols and join.join_type == INNER
+        if join.table_alias == alias and edge in join.join_cols:
+            found.append(join.parent_alias)
+        elif join.parent_alias == alias and is_up:
+            found.append(join.table_alias)
+    return found
