@@ -106,6 +106,12 @@ def saw_timeline(cluster: str, timeline: int | None) -> bool:
     return is_news
 
 
+def timeline_of(cluster: str) -> int | None:
+    """The latest timeline that any node was seen on, None if none told one."""
+    state = _clusters.get(cluster)
+    return state.timeline or None if state is not None else None
+
+
 class _Answer(NamedTuple):
     """What one node said of itself."""
 

@@ -463,6 +463,14 @@ class NodeSet:
         found = leaders.found(self.keys[cluster])
         return Era(str(name), self.engine.known_timeline(primary), found)
 
+    def read_era(self, cluster: str) -> Era:
+        """Under which primary, as far as this process knows, replicas are read; no
+        I/O."""
+        key = self.keys[cluster]
+        leader = leaders.leader_of(key)
+        name = leader.name if leader is not None else self.clusters[cluster].primary
+        return Era(str(name), leaders.timeline_of(key), leaders.found(key))
+
     # -- what a session saw -----------------------------------------------------
 
     def saw(self, cluster: str, position: Position | None = None) -> None:

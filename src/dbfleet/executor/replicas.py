@@ -20,7 +20,7 @@ from dbfleet.executor.failures import CONNECTION_ERRORS
 from dbfleet.health import breaker
 from dbfleet.levels import SESSION, Level
 from dbfleet.observe import events
-from dbfleet.sessions import PRIMARY, ClusterState, applied, lag
+from dbfleet.sessions import PRIMARY, ClusterState, Era, applied, lag
 
 if TYPE_CHECKING:
     from dbfleet.executor.nodes import NodeSet
@@ -37,6 +37,13 @@ RECENT_S = 60.0
 
 #: node -> until when (monotonic) it is not worth waiting for
 _unwaited: dict[str, float] = {}
+
+#: replica -> how many leaders had been found, and its server's run, when it was seen to
+#: follow the last of them; a replica of the old primary may have what that one lost
+_followed: dict[str, tuple[int, str]] = {}
+#: replica -> until when (monotonic) it is not asked again whom it follows
+_unfollowing: dict[str, float] = {}
+UNFOLLOWING_S = 0.2
 
 
 class Place(NamedTuple):
@@ -201,6 +208,7 @@ class Replicas:
         state = session.of(self.nodes.keys[cluster])
         if choice.name is not None:
             state.node, state.policy = choice.name, place.policy
+            state.read_era, state.served_at = self._era_of(cluster, choice), now
             state.server = self.engine.run_of(choice.node)
             state.connection = choice.node.connection
             # What was removed is known to whoever chooses anew.
@@ -209,6 +217,14 @@ class Replicas:
             state.stays_until = now + stays_s
         elif state.node != PRIMARY or now >= state.stays_until:
             state.node, state.stays_until = PRIMARY, now + STAYS_ON_PRIMARY_S
+
+    def _era_of(self, cluster: str, choice: Choice) -> Era | None:
+        """Under which primary a replica's answer came; none of those found if it was
+        not seen to follow the last."""
+        era = self.nodes.read_era(cluster)
+        if not era.found or self._has_followed(cluster, choice.name, choice.node):
+            return era
+        return Era("", None, -1)
 
     def _offered(self, cluster: str, state: ClusterState, name: str) -> Choice | None:
         node = self._admitted(cluster, name)
@@ -230,7 +246,38 @@ class Replicas:
         """A replica, connected, that may be read from now; else None."""
         if not breaker.is_usable(name) or not breaker.admits(name):
             return None
-        return self.nodes.usable_replica(cluster, name)
+        node = self.nodes.usable_replica(cluster, name)
+        if node is None or self._follows(cluster, name, node):
+            return node
+        return None
+
+    def _has_followed(self, cluster: str, name: str | None, node: Any) -> bool:
+        now = leaders.found(self.nodes.keys[cluster]), self.engine.run_of(node)
+        return _followed.get(str(name)) == now
+
+    def _follows(self, cluster: str, name: str, node: Any) -> bool:
+        """Whether a replica follows the leader that was found; one round trip for each
+        leader and each run of the replica's server, none where nobody was promoted."""
+        key = self.nodes.keys[cluster]
+        leader = leaders.leader_of(key)
+        if leader is None or not leader.timeline:
+            return True
+        if self._has_followed(cluster, name, node):
+            return True
+        now = time.monotonic()
+        if now < _unfollowing.get(name, 0.0):
+            return False
+        known = leaders.found(key), self.engine.run_of(node)
+        try:
+            have = self.engine.applied(node)
+        except CONNECTION_ERRORS as error:
+            self.nodes.failed(name, error)
+            return False
+        if have is None or not have.timeline or have.timeline < leader.timeline:
+            _unfollowing[name] = now + UNFOLLOWING_S
+            return False
+        _followed[name] = known
+        return True
 
     def _learn_floor(self, cluster: str, state: ClusterState) -> bool:
         """Ask the primary for the position that the session may have seen; whether
@@ -323,8 +370,50 @@ class Replicas:
             "it is missing; this is said once",
         )
 
-    def _report_unknown(self, cluster: str, state: ClusterState) -> None:
-        is_recent = time.monotonic() - state.unknown_at < RECENT_S
+    def _judge_replica(self, cluster: str, state: ClusterState, primary: Any) -> None:
+        """Whether a promoted primary has what the session read on a replica before; at
+        most two round trips for each promotion. Raises WriteLost.
+
+        The replica goes only forward: if what it has now is in the new history, so is
+        what it showed. One that follows the new primary is part of it.
+        """
+        era, name = state.read_era, state.node
+        now = self.nodes.read_era(cluster)
+        leader = primary.leader
+        if era is None or not era.ended(now) or leader is None or not leader.timeline:
+            return
+        state.read_era = now
+        if name == leader.name:
+            return  # it was promoted itself
+        have = self._still_has(cluster, state, str(name))
+        if have is not None and have.timeline and have.timeline >= leader.timeline:
+            return
+        there = self.engine.position(primary)
+        if have is None or there is None:
+            self._report_unknown(cluster, state, state.served_at)
+        else:
+            self._judge(cluster, (have._replace(system=there.system),), there)
+
+    def _still_has(
+        self, cluster: str, state: ClusterState, name: str
+    ) -> Position | None:
+        """What the session's replica has applied, if it still runs; else None."""
+        declared = self.nodes.clusters[cluster]
+        if name not in declared.replicas or not breaker.is_usable(name):
+            return None
+        node = self.nodes.usable_replica(cluster, name)
+        if node is None or self.engine.run_of(node) != state.server:
+            return None
+        try:
+            return self.engine.applied(node)
+        except CONNECTION_ERRORS as error:
+            self.nodes.failed(name, error)
+            return None
+
+    def _report_unknown(
+        self, cluster: str, state: ClusterState, seen_at: float
+    ) -> None:
+        is_recent = time.monotonic() - seen_at < RECENT_S
         key = self.nodes.keys[cluster]
         sessions.current().learned(state, state.unknowns)
         if not is_recent:
@@ -332,10 +421,10 @@ class Replicas:
         events.emit("write_lost", cluster=key)
         raise WriteLost(
             "E207",
-            f"this session used the primary of {key} before another server was "
-            "promoted in its place, at a position that nobody told: whether the new "
-            "one has all that was read and written cannot be found out. Read again "
-            "what matters and write it again if it is missing; this is said once",
+            f"this session used a server of {key} before another one was promoted, "
+            "at a position that nobody told: whether the new primary has all that was "
+            "read and written cannot be found out. Read again what matters and write "
+            "it again if it is missing; this is said once",
         )
 
     def refuse_lost(self, cluster: str, primary: Any) -> None:
@@ -348,7 +437,9 @@ class Replicas:
 
     def _refuse_lost(self, cluster: str, state: ClusterState, primary: Any) -> None:
         if state.era is not None and state.era.ended(self.nodes.era(cluster, primary)):
-            self._report_unknown(cluster, state)
+            self._report_unknown(cluster, state, state.unknown_at)
+        if state.node not in (None, PRIMARY):
+            self._judge_replica(cluster, state, primary)
         floors = state.floors
         if not floors or (state.judged is not None and state.judged is primary.leader):
             return

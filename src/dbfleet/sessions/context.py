@@ -79,3 +79,8 @@ def _declared() -> Iterator[Session]:
         yield current()
     finally:
         _session.reset(token)
+
+
+def lend() -> Session:
+    """The running context's session for other threads that work for it meanwhile."""
+    return current().lent()

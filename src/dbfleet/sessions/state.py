@@ -48,6 +48,8 @@ class ClusterState:
         "node",
         "policy",
         "proved",
+        "read_era",
+        "served_at",
         "server",
         "stays_until",
         "unknown_at",
@@ -71,6 +73,9 @@ class ClusterState:
         self.unknowns = 0
         #: where it reads: a replica's name, :data:`PRIMARY`, or None before the first
         self.node: str | None = None
+        #: under which primary it began to read there, and when (monotonic seconds)
+        self.read_era: Era | None = None
+        self.served_at = 0.0
         #: which run of that replica's server it was; "" where servers do not tell
         self.server = ""
         #: the driver's connection it was read by last
@@ -148,6 +153,15 @@ class Session:
         state = self.of(cluster)
         with self._lock:
             state.floors = tuple(one for one in state.floors if one != lost)
+
+    def lent(self) -> Session:
+        """The same session, for whoever works for its owner."""
+        if self.owner is None:
+            return self
+        found = Session()
+        found.clusters, found.required = self.clusters, self.required
+        found._lock = self._lock
+        return found
 
     def copy(self, owner: Any) -> Session:
         found = Session(owner)

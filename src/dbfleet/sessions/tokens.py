@@ -120,16 +120,22 @@ def _part(
     if has_replicas and node not in (None, PRIMARY) and not is_unknown:
         if policy in (None, conf.settings().policy_for(cluster)):
             replica = _tag(wrapper, str(node))
-            if replica and state.server:
+            if replica and (state.server or state.read_era):
                 replica = f"{replica}.{state.server}"
+            if replica and state.read_era:
+                replica = f"{replica}.{_dumped_era(wrapper, state.read_era)}"
         # Where a model's own policy put it the session's other reads do not belong.
         is_unknown = not replica
     if not dumped and not replica and not is_unknown:
         return None
     era = ""
     if is_unknown and state.era is not None:
-        era = f"{_tag(wrapper, state.era.leader)}.{state.era.timeline or ''}"
+        era = _dumped_era(wrapper, state.era)
     return _Part(key, tuple(dumped), replica, is_unknown, era)
+
+
+def _dumped_era(wrapper: Any, era: Era) -> str:
+    return f"{_tag(wrapper, era.leader)}.{era.timeline or ''}"
 
 
 def _joined(parts: list[_Part]) -> str:
@@ -287,9 +293,10 @@ def _apply(part: _Part, session: Session) -> None:
     if part.is_unknown:
         session.saw_unknown(part.key, _era(part.era, wrapper, cluster))
     if part.replica:
-        replica, _, server = part.replica.partition(".")
+        replica, _, rest = part.replica.partition(".")
+        server, _, era = rest.partition(".")
         name = _named(wrapper, cluster.replicas, replica)
-        _go_on_at(part, session, name, server)
+        _go_on_at(part, session, name, server, _era(era, wrapper, cluster))
 
 
 def _era(text: str, wrapper: Any, cluster: topology.ClusterTopology) -> Era | None:
@@ -307,17 +314,21 @@ def _loaded(engine: Any, text: str) -> Any:
     return found
 
 
-def _go_on_at(part: _Part, session: Session, name: str | None, server: str) -> None:
+def _go_on_at(
+    part: _Part, session: Session, name: str | None, server: str, era: Era | None
+) -> None:
     """Keep to the replica of the first session, if this one keeps to none yet.
 
-    ``server`` tells its run, from which another run would differ.
+    ``server`` tells its run, from which another run would differ; ``era`` the primary
+    that it followed.
     """
     state = session.of(part.key)
     if name is None or state.node not in (None, name):
         # It saw what that replica had, and nobody knows what that was.
-        session.saw_unknown(part.key)
+        session.saw_unknown(part.key, era)
     elif state.node is None:
         state.policy = None
+        state.read_era, state.served_at = era, time.monotonic()
         state.server = server
         state.stays_until = time.monotonic() + STAYS_S
         state.node = name

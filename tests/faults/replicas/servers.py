@@ -21,6 +21,8 @@ REGISTERS = sum(CLIENTS.values())
 LATE_S, REGRESS_S = 0.15, 3
 #: a query of a replica that a paused or killed server may not answer
 HEAL_TIMEOUT_S = 60.0
+#: how long a replica may take to catch up beside clients that keep the machine busy
+CATCH_UP_S = 120.0
 
 
 class Servers:
@@ -110,7 +112,7 @@ class Servers:
 
     def wait_until_caught_up(self) -> None:
         for server in self.followers():
-            server.wait_until_caught_up()
+            server.wait_until_caught_up(CATCH_UP_S)
 
     def heal_all(self) -> None:
         for name in self.by_name:
