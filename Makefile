@@ -13,8 +13,9 @@ ENGINE ?= postgresql
 SHARDS ?= 3
 APPS ?=
 BOUNDED ?=
-# make differential
+# make differential: FORCE=gather takes no other rung; SHARDS=1,2,3,7 fleets of so many
 COUNT ?= 500
+FORCE ?=
 # make differential, make faults
 SEED ?=
 # make faults
@@ -56,8 +57,10 @@ conformance: $(VENV)/.test ## Django's own tests (ALIAS ENGINE SHARDS APPS BOUND
 		$(if $(APPS),--apps $(APPS)) $(if $(BOUNDED),--bounded)
 
 .PHONY: differential
-differential: $(VENV)/.test ## random querysets, one database against a fleet (COUNT SEED)
-	@$(BIN)/python -m tests.differential --count $(COUNT) $(if $(SEED),--seed $(SEED))
+differential: $(VENV)/.test ## random querysets, one database v fleets (COUNT SEED ENGINE FORCE)
+	@$(BIN)/python -m tests.differential --count $(COUNT) --engine $(ENGINE) \
+		$(if $(SEED),--seed $(SEED)) $(if $(FORCE),--force $(FORCE)) \
+		$(if $(filter command line,$(origin SHARDS)),--shards $(SHARDS))
 
 .PHONY: faults
 faults: $(VENV)/.test ## concurrent clients while servers fail (OPS ENGINE SEED)

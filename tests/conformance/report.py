@@ -76,11 +76,24 @@ def unexpected_lines(comparison: Comparison) -> Iterable[str]:
         )
 
 
+def rungs(subject: Run) -> Iterable[str]:
+    """How a fleet's SELECTs were carried out."""
+    total = sum(subject.rungs.values())
+    if total:
+        counts = Counter(subject.rungs).most_common()
+        gathered = subject.rungs.get("gather", 0)
+        yield (
+            f"SELECTs by rung: {', '.join(f'{name} {n}' for name, n in counts)}; "
+            f"{1 - gathered / total:.1%} off the gather rung"
+        )
+
+
 def report(
     plain: Run, subject: Run, comparison: Comparison, subject_name: str
 ) -> Iterable[str]:
     """Every line of the report but the summary."""
     yield from table(plain, subject, subject_name)
+    yield from rungs(subject)
     yield ""
     if comparison.unexpected:
         yield from unexpected_lines(comparison)

@@ -61,6 +61,8 @@ class Run:
     setup_s: float = 0.0
     total_s: float = 0.0
     planned: int = 0
+    #: SELECTs of a fleet, by rung
+    rungs: dict[str, int] = field(default_factory=dict)
     cut_short: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -98,6 +100,8 @@ def read_events(lines: Iterable[str]) -> Run:
         if kind == "suite":
             run.planned, run.setup_s = event["count"], now_s
             run.cut_short, at_s = "the run stopped between two tests", now_s
+        elif kind == "rungs":
+            run.rungs = {k: v for k, v in event.items() if k not in ("event", "at_s")}
         elif kind == "start":
             running, started_s = event["id"], now_s
             run.cut_short = f"the run stopped in {running}"

@@ -6,10 +6,14 @@ The last line of its output is ``differential: N querysets, N mismatches, N refu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import secrets
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 ENGINES = ("postgresql", "mariadb", "sqlite")
 #: cases of a bounded run, by engine
@@ -26,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"differential: engine {given.engine}, seed {seed}", flush=True)
     from tests.differential.fleet import serve
 
-    with serve(given.engine, given.shards) as fleet:
+    rungs: Counter[str] = Counter()
+    with serve(given.engine, given.shards) as fleet, counted(rungs), forced(given):
         from tests.differential.runner import Run
 
         run = Run(fleet, seed, is_short=given.until_mismatch)
@@ -35,10 +40,33 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{failed} failed on the plain database as well, most often:")
     for reason, times in totals.failures.most_common(5):
         print(f"  {times} times: {reason}")
+    print("by rung:", ", ".join(f"{name} {n}" for name, n in rungs.most_common()))
     for reason, times in totals.reasons.most_common(20):
         print(f"refused {times} times: {reason}")
     print(LAST_LINE.format(totals.querysets, totals.mismatches, totals.refused))
     return 1 if totals.mismatches else 0
+
+
+@contextlib.contextmanager
+def counted(rungs: Counter[str]) -> Iterator[None]:
+    """Count the SELECTs of the fleets by how they were carried out."""
+    from dbfleet.observe import events
+
+    def note(event: Any) -> None:
+        if event.name == "routed" and event.fields["route"].intent == "read":
+            rungs[str(event.fields["route"].rung)] += 1
+        if event.name == "rerouted":
+            rungs["gathered for a server's types"] += 1
+
+    with events.subscribed(note):
+        yield
+
+
+def forced(given: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """The rungs that the command line leaves."""
+    from dbfleet.planner.forced import gathering
+
+    return gathering() if given.force == "gather" else contextlib.nullcontext()
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -56,6 +84,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--first-round", type=int, default=0, help="skip rounds")
     parser.add_argument(
         "--until-mismatch", action="store_true", help="stop at the first one"
+    )
+    parser.add_argument(
+        "--force",
+        choices=("gather", "scatter"),
+        default="scatter",
+        help="gather: take no other rung for rows of several shards",
     )
     parser.add_argument("--round", type=int, help="only this round of a run")
     parser.add_argument(

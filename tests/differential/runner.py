@@ -132,7 +132,7 @@ class Run:
         return outcome
 
     def _count_refusal(self, plain: Outcome, fleet: Outcome) -> None:
-        if fleet.is_refused and plain.error is None:
+        if fleet.is_refused:
             self.totals.refused += 1
             self.totals.reasons[str(fleet.error)[:100]] += 1
 
@@ -169,7 +169,8 @@ class Run:
         if found is not None:
             return _finding(found, plain, fleet), False
         self._count_refusal(plain, fleet)
-        if plain.is_unjudged or (fleet.is_refused and plain.error is None):
+        # A later step of the script may have failed on the plain database alone.
+        if plain.is_unjudged or fleet.is_refused:
             return None, True
         return self._compare_tables(alias, stored), False
 

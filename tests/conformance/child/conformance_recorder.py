@@ -1,8 +1,8 @@
 """The test runner inside the child process: Django's own, writing what it sees.
 
 It is named by ``TEST_RUNNER`` in the generated settings, so ``runtests.py`` and the
-tests stay as they were shipped. It imports nothing of the project: the child's
-environment may hold another Django and another Python.
+tests stay as they were shipped. Of the project it imports nothing but events, where
+the settings have a fleet: the child's environment may hold another Django and Python.
 
 Every event is one JSON line, written at once, so a run that dies leaves all it had.
 A test that makes no progress for ``CONFORMANCE_STALL_S`` seconds ends the process,
@@ -16,8 +16,10 @@ import json
 import os
 import time
 import unittest
+from collections import Counter
 from typing import Any
 
+from django.conf import settings
 from django.test.runner import DiscoverRunner
 
 STARTED_AT = time.monotonic()
@@ -100,6 +102,10 @@ class RecordingResult(unittest.TextTestResult):
 class RecordingRunner(DiscoverRunner):
     """Django's runner; an ``end`` event says that nothing cut it short."""
 
+    rungs: Counter[str]
+    #: kept, or its subscription would end
+    counting: Any = None
+
     def get_resultclass(self) -> type[unittest.TextTestResult]:
         return RecordingResult
 
@@ -109,7 +115,25 @@ class RecordingRunner(DiscoverRunner):
 
     def run_tests(self, test_labels: Any, **kwargs: Any) -> int:
         emit("setup")
+        self.rungs = Counter()
+        self.count_rungs()
         failures = super().run_tests(test_labels, **kwargs)
+        emit("rungs", **self.rungs)
         emit("end", failures=failures)
         faulthandler.cancel_dump_traceback_later()
         return failures
+
+    def count_rungs(self) -> None:
+        """Count the SELECTs of a fleet by how they were carried out."""
+        engines = [entry["ENGINE"] for entry in settings.DATABASES.values()]
+        if "dbfleet.backend" not in engines:
+            return
+        from dbfleet.observe import events
+
+        def note(event: Any) -> None:
+            route = event.fields.get("route") if event.name == "routed" else None
+            if route is not None and route.intent == "read":
+                self.rungs[str(route.rung)] += 1
+
+        self.counting = events.subscribed(note)
+        self.counting.__enter__()
