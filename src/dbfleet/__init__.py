@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dbfleet.sessions import consistency, session
     from dbfleet.sessions.pins import on_shard, pin
     from dbfleet.sessions.tokens import resume, token
+    from dbfleet.sharding.uuids import uuid7
 
 __version__ = "0.1.0.dev0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "scope",
     "session",
     "token",
+    "uuid7",
 ]
 
 _LAZY = {
@@ -52,6 +54,7 @@ _LAZY = {
     "scope": "dbfleet.runtime",
     "session": "dbfleet.sessions",
     "token": "dbfleet.sessions.tokens",
+    "uuid7": "dbfleet.sharding.uuids",
 }
 
 

@@ -21,7 +21,7 @@ from dbfleet.errors import ConfigurationError
 from dbfleet.placement.constraints import spread_constraints
 from dbfleet.placement.keys import KeyProblem, find_key
 from dbfleet.placement.layout import layout, meta_rule, rule_for, settings_rule
-from dbfleet.placement.layouts import Sharded
+from dbfleet.placement.layouts import Reference, Sharded
 from dbfleet.placement.lookup import (
     alias_for_model,
     aliases_of,
@@ -32,6 +32,7 @@ from dbfleet.placement.lookup import (
 from dbfleet.placement.router import PlacementRouter
 from dbfleet.policies import Named
 from dbfleet.replicas import Call, SourceFailed
+from dbfleet.sharding import ids
 from dbfleet.topology import Topology
 from dbfleet.topology.mistakes import Mistake, Mistakes, unknown_name
 
@@ -45,6 +46,7 @@ def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
         ("PLACEMENT", fleet.placement),
         ("POLICIES", fleet.policies),
         ("SHARD_KEYS, REFERENCE or LOCAL", fleet.shard_rules),
+        ("IDS", [label for label in fleet.ids if label != conf.ANY]),
     ):
         for label in labels:
             _check_label(f"DBFLEET {setting}", label, mistakes)
@@ -74,7 +76,7 @@ def check_models(**kwargs: Any) -> list[checks.CheckMessage]:
         topologies = _topologies()
         for model in models:
             if not model._meta.proxy:
-                _check_sharding(model, topologies, mistakes)
+                _check_sharding(model, topologies, fleet, mistakes)
     return [_message(mistake) for mistake in mistakes]
 
 
@@ -211,7 +213,10 @@ def _aliases(model: Any) -> tuple[str, ...]:
 
 
 def _check_sharding(
-    model: Any, topologies: dict[str, Topology], mistakes: Mistakes
+    model: Any,
+    topologies: dict[str, Topology],
+    fleet: FleetSettings,
+    mistakes: Mistakes,
 ) -> None:
     opts = model._meta
     homes = [
@@ -246,6 +251,7 @@ def _check_sharding(
         return  # the parent's key is wrong, which is told for the parent
     else:
         _check_constraints(opts, found, mistakes)
+        _check_ids(opts, found, fleet, mistakes)
 
 
 def _check_unused_key(
@@ -267,6 +273,27 @@ def _check_unused_key(
         f"{where} declares {'__'.join(rule)!r}, but the model is not on a sharded "
         f"alias: place it on one, or remove the key",
     )
+
+
+def _check_ids(
+    opts: Any, found: object, fleet: FleetSettings, mistakes: Mistakes
+) -> None:
+    """The primary key can hold what ``IDS`` fills it with."""
+    if not isinstance(found, (Sharded, Reference)) or opts.parents:
+        return
+    kind = fleet.ids_for(opts.app_label, opts.model_name)
+    text = ids.misfit(kind, opts)
+    is_named = f"{opts.app_label}.{opts.model_name}" in fleet.ids
+    if text is None and is_named and not ids.is_filled(kind, opts):
+        text = f"{opts.pk.name} never waits for one: remove the setting"
+    if text is not None:
+        where = "DBFLEET['IDS']"
+        mistakes.add(
+            "E110",
+            opts.label,
+            f"{where} gives it {kind!r} ids, and {text}, or set {where} = "
+            f"{{'{opts.label}': 'leased'}}",
+        )
 
 
 def _check_constraints(opts: Any, found: object, mistakes: Mistakes) -> None:

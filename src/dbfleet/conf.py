@@ -18,13 +18,23 @@ from dbfleet.levels import SESSION, Level, read_level
 from dbfleet.policies import Policy, Random, read_policy
 from dbfleet.topology.carriers import CarrierSettings, read_carriers
 from dbfleet.topology.mistakes import Mistakes, unknown_name
-from dbfleet.topology.options import is_positive, read_limits, read_zone
-from dbfleet.topology.snapshot import ClusterTopology, GatherLimits, Topology
+from dbfleet.topology.options import is_positive, read_fanout, read_limits, read_zone
+from dbfleet.topology.snapshot import (
+    ClusterTopology,
+    FanoutLimits,
+    GatherLimits,
+    Topology,
+)
 from dbfleet.topology.values import FrozenDict
 
 #: What a model is declared to be on a sharded alias: its key's fields, or no key.
 ShardRule = tuple[str, ...] | Literal["reference", "local"]
 Target = str | Policy
+#: what an automatic primary key on a sharded alias is made of
+LEASED, TIME, UUID7 = "leased", "time", "uuid7"
+ID_KINDS = (LEASED, TIME, UUID7)
+#: in ``IDS``: all models that no label names
+ANY = "*"
 
 _Value = TypeVar("_Value")
 
@@ -44,12 +54,19 @@ class FleetSettings(NamedTuple):
     max_fallback_reads: int | None = 32
     probe_after_s: float | None = 0.5
     gather: Mapping[str, int] = FrozenDict()
+    fanout: FanoutLimits = FanoutLimits()
+    ids: Mapping[str, str] = FrozenDict()
     carriers: CarrierSettings = CarrierSettings()
 
     def gather_for(self, topology: Topology) -> GatherLimits:
         """An alias's limits: its own, then ``DBFLEET["GATHER"]``, then built in."""
         wanted = {k: v for k, v in self.gather.items() if k not in topology.gather_own}
         return topology.gather._replace(**wanted)
+
+    def ids_for(self, app_label: str, model_name: str) -> str:
+        """What ids the model gets: one of :data:`ID_KINDS`."""
+        named = most_specific(self.ids, app_label, model_name)
+        return named or self.ids.get(ANY, LEASED)
 
     def policy_for(
         self, cluster: ClusterTopology, app_label: str = "", model_name: str = ""
@@ -137,6 +154,9 @@ def read(given: object, mistakes: Mistakes) -> FleetSettings:
     values |= _read_health(given, mistakes)
     if "CARRIERS" in given:
         values["carriers"] = read_carriers(given["CARRIERS"], mistakes)
+    if "IDS" in given:
+        values["ids"] = _read_ids("DBFLEET['IDS']", given["IDS"], mistakes)
+    values["fanout"] = read_fanout(given.get("FANOUT", {}), mistakes)
     limits = read_limits("DBFLEET", given.get("GATHER", {}), mistakes)
     return FleetSettings(gather=FrozenDict(limits), **values)
 
@@ -149,7 +169,9 @@ KEYS = (
     "CONSISTENCIES",
     "CONSISTENCY",
     "DRAINS",
+    "FANOUT",
     "GATHER",
+    "IDS",
     "LOCAL",
     "MAX_EJECTED_SHARE",
     "MAX_FALLBACK_READS",
@@ -293,6 +315,24 @@ def _label(where: str, given: object, mistakes: Mistakes) -> str | None:
         if len(parts) <= 2 and all(parts):
             return ".".join([parts[0], *(part.lower() for part in parts[1:])])
     mistakes.add("E004", where, f"{given!r} is not 'app.Model' or 'app'")
+    return None
+
+
+def _read_ids(where: str, given: object, mistakes: Mistakes) -> FrozenDict:
+    """A kind for all models, or label to kind with ``*`` for the rest."""
+    rules = dict(given) if isinstance(given, Mapping) else {ANY: given}
+    general = rules.pop(ANY, LEASED)
+    found = dict(_by_label(where, rules, _read_id_kind, mistakes))
+    at = f"{where}['{ANY}']" if isinstance(given, Mapping) else where
+    kind = _read_id_kind(at, general, mistakes)
+    return FrozenDict(found if kind is None else {**found, ANY: kind})
+
+
+def _read_id_kind(where: str, given: object, mistakes: Mistakes) -> str | None:
+    if isinstance(given, str) and given in ID_KINDS:
+        return given
+    kinds = ", ".join(map(repr, ID_KINDS))
+    mistakes.add("E004", where, f"must be one of {kinds}, not {given!r}")
     return None
 
 

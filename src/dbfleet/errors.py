@@ -42,6 +42,7 @@ CATALOGUE: dict[str, str] = {
     "E107": "a database value given at run time cannot be used",
     "E108": "too many run-time databases are open",
     "E109": "models are placed but the placement router is not installed",
+    "E110": "a primary key cannot hold the ids that a setting gives it",
     "W105": "a unique constraint is enforced over all shards through home",
     # 2xx: clusters and nodes
     "E201": "a replica belongs to another server than its primary",
@@ -61,10 +62,14 @@ CATALOGUE: dict[str, str] = {
     "E403": "the shard map and the settings disagree",
     "E404": "the shard of a row cannot be determined",
     "E406": "a schema change stopped between shards",
+    "E407": "no worker number for time-ordered ids could be had",
+    "E408": "time-ordered ids are too far from home's clock",
     # 5xx: gather
     "E501": "a gather needs more rows than its limit",
     "E502": "a gather needs more bytes than its limit",
     "E503": "a table of a gather is not known",
+    "E504": "a page lies too deep",
+    "E505": "a shard did not answer in time",
     # 6xx: transactions
     "E601": "a server cannot prepare transactions",
     "E602": "the outcome of a commit is unknown",
@@ -109,6 +114,14 @@ class GatherLimitExceeded(RouteRefused):
     """A gather would pass its limit of rows or bytes; nothing was changed."""
 
 
+class PageTooDeep(RouteRefused):
+    """An OFFSET over several shards would fetch too many rows; nothing was sent."""
+
+
+class FanoutTimeout(FleetError, OperationalError):
+    """Shards did not answer in time; a read that is part of nothing can be repeated."""
+
+
 class ReadOnlyAlias(RouteRefused):
     """A write was addressed to an alias declared read-only; nothing was sent."""
 
@@ -150,6 +163,10 @@ class NullShardKey(FleetError, IntegrityError):
 
 class InvalidShardKey(FleetError, DataError):
     """A shard key's value cannot be turned into a shard; nothing was written."""
+
+
+class IdsUnavailable(FleetError, OperationalError):
+    """No id can be made for a row; nothing was written."""
 
 
 class TransactionAborted(InternalError):

@@ -26,6 +26,7 @@ from tests.bench.rounds import (
     compare_setup,
     time_alone,
 )
+from tests.bench.shards import measure_shards
 
 GETS = (
     Comparison("get(pk), cluster with two replicas", "cluster", "replica", 1.08),
@@ -51,16 +52,18 @@ SETUP_LIMIT_MS = 60
 
 
 #: what ``--only`` takes
-PARTS = ("overhead", "outages", "promotion", "offload")
+PARTS = ("overhead", "shards", "outages", "promotion", "offload")
 
 
 def measure(parts: Sequence[str], *, quick: bool) -> list[dict[str, Any]]:
-    """Measure the parts one after the other; five minutes for all, or two."""
+    """Measure the parts one after the other; ten minutes for all, or two."""
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory:
         for part in parts:
             if part == "overhead":
                 results += measure_overhead(quick=quick)
+            elif part == "shards":
+                results += measure_shards(Path(directory), quick=quick)
             elif part == "outages":
                 results += measure_outages(Path(directory), quick=quick)
             elif part == "promotion":

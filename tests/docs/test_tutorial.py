@@ -46,7 +46,7 @@ def test_tutorial_runs_as_written(project: Callable[..., Project]) -> None:
     code = with_results_checked(rows) + routes
     shown = site.manage("shell", "-v", "0", "-c", code, env=env).stdout
     rungs = re.findall(r"^rung: +(.+)$", shown, flags=re.M)
-    assert rungs == ["one node", "gather"]
+    assert rungs == ["one node", "stream merge"]
 
 
 def run_command(site: Project, command: str, env: dict[str, str]) -> None:

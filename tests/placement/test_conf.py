@@ -11,6 +11,7 @@ from dbfleet import conf, databases
 from dbfleet.errors import ConfigurationError
 from dbfleet.policies import First, Random, RoundRobin
 from dbfleet.topology import load
+from dbfleet.topology.snapshot import FanoutLimits
 
 
 def test_defaults() -> None:
@@ -128,7 +129,23 @@ WRONG: list[tuple[str, Any, str]] = [
     ("E007", {"POLICIES": {"a": 5}}, "has no method order"),
     ("E006", {"GATHER": {"MAX_ROW": 5}}, "did you mean 'MAX_ROWS'?"),
     ("E004", {"GATHER": {"MAX_ROWS": 0}}, "must be a positive int"),
+    ("E004", {"FANOUT": 16}, "DBFLEET['FANOUT']: must be a dict"),
+    ("E006", {"FANOUT": {"MAX_PARALEL": 5}}, "did you mean 'MAX_PARALLEL'?"),
+    ("E004", {"FANOUT": {"MAX_PARALLEL": 0}}, "MAX_PARALLEL must be a positive int"),
+    ("E004", {"FANOUT": {"MAX_PARALLEL": None}}, "MAX_PARALLEL must be a positive"),
+    ("E004", {"FANOUT": {"MAX_THREADS": 2.5}}, "MAX_THREADS must be a positive int"),
+    ("E004", {"FANOUT": {"DEADLINE_S": 0}}, "must be a positive number of seconds"),
+    ("E004", {"FANOUT": {"DEADLINE_S": True}}, "or None for never, not True"),
+    ("E004", {"FANOUT": {"DEADLINE_S": "60"}}, "or None for never, not '60'"),
+    ("E004", {"FANOUT": {"DEADLINE_S": float("nan")}}, "must be a positive number"),
 ]
+
+
+def test_limits_of_a_fan_out() -> None:
+    with override_settings(DBFLEET={}):
+        assert conf.settings().fanout == FanoutLimits(16, 64, 60.0)
+    with override_settings(DBFLEET={"FANOUT": {"MAX_PARALLEL": 3, "DEADLINE_S": None}}):
+        assert conf.settings().fanout == FanoutLimits(3, 64, None)
 
 
 @pytest.mark.parametrize(("code", "given", "text"), WRONG, ids=lambda v: str(v)[:40])

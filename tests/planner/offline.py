@@ -96,19 +96,26 @@ class Fleet:
         """The route of a queryset; raises EmptyResultSet where there is none."""
         return self.route_of(self.statement(queryset), in_transaction=in_transaction)
 
-    def route_of(self, statement: Any, *, in_transaction: bool = False) -> Route:
+    def route_of(
+        self,
+        statement: Any,
+        *,
+        in_transaction: bool = False,
+        only_gather: bool = False,
+    ) -> Route:
         facts = Facts(
             self.topology,
             self.wrapper.engine,
             self.wrapper.routing.tables,
             self.shard_of,
             in_transaction,
+            only_gather,
         )
         return plan_read(facts, statement)
 
     def fragment(self, queryset: Any, model: Any) -> Fragment:
         """What a gather would fetch of one model's table."""
-        route = self.plan(queryset)
+        route = self.route_of(self.statement(queryset), only_gather=True)
         assert route.rung is Rung.GATHER, route
         name = model._meta.db_table
         [found] = [part for part in route.fragments if part.table == name]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import EmptyResultSet, FullResultSet
-from django.db.models import Count, Exists, F, OuterRef, Q, Sum, Window
+from django.db.models import Count, Exists, F, OuterRef, Q, Subquery, Sum, Window
 from django.db.models.fields import CharField
 from django.db.models.functions import Rank
 from django.db.models.lookups import Exact, In
@@ -21,7 +21,7 @@ from django.test.utils import register_lookup
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from dbfleet.planner.route import Rung
+from dbfleet.planner.route import Fragment, Route, Rung
 from tests.planner import offline
 from tests.planner.offline import SHARDS, Fleet, answer_of
 
@@ -38,6 +38,19 @@ def rows(fleet: Fleet) -> Iterator[None]:
 
     with offline.stored(fleet, all_rows()):
         yield
+
+
+def _gathered(fleet: Fleet, statement: Any) -> Route:
+    """The route without rungs between one node and a gather: what each table needs."""
+    return fleet.route_of(statement, only_gather=True)
+
+
+def _fragment(fleet: Fleet, queryset: Any, model: Any) -> Fragment:
+    """What a gather would fetch of one model's table."""
+    route = _gathered(fleet, fleet.statement(queryset))
+    assert route.rung is Rung.GATHER, route
+    [found] = [part for part in route.fragments if part.model == model._meta.label]
+    return found
 
 
 # -- sound: random filters ----------------------------------------------------------
@@ -171,6 +184,46 @@ def _not_inside(model: Any, one: Q, other: Q) -> Any:
     return model.objects.filter(one).filter(~Exists(inner)).values_list("pk")
 
 
+#: the column that places a model's rows, or leads to what does
+KEYS = {
+    "Customer": "pk",
+    "Order": "customer",
+    "Line": "order",
+    "Coupon": "pk",
+    "Page": "slug",
+}
+
+
+def _same_key(model: Any, other: Q) -> Any:
+    """Rows with the key of the outer row, and the key's name."""
+    name = KEYS.get(model.__name__, "number")
+    return model.objects.filter(other, **{name: OuterRef(name)}), name
+
+
+def _told_by_same_key(model: Any, one: Q, other: Q) -> Any:
+    inner, _ = _same_key(model, other)
+    first = inner.order_by("pk").values(_column_of(model))[:1]
+    told = model.objects.filter(one).annotate(has=Exists(inner), first=Subquery(first))
+    return told.values_list("pk", "has", "first")
+
+
+def _or_same_key(model: Any, one: Q, other: Q) -> Any:
+    inner, name = _same_key(model, other)
+    wanted = ~Exists(inner) | Q(**{f"{name}__isnull": True}) | other
+    return model.objects.filter(one).filter(wanted).values_list("pk")
+
+
+def _not_in_keys(model: Any, one: Q, other: Q) -> Any:
+    _, name = _same_key(model, other)
+    inner = model.objects.filter(other)
+    unwanted = {f"{name}__in": inner.values(name)}
+    return model.objects.filter(one).exclude(**unwanted).values_list("pk")
+
+
+def _column_of(model: Any) -> str:
+    return next(f.name for f in model._meta.concrete_fields if not f.primary_key)
+
+
 def _windowed(model: Any, one: Q, other: Q) -> Any:
     order = "number" if model._meta.is_composite_pk else "pk"
     numbered = model.objects.annotate(place=Window(Rank(), order_by=order))
@@ -199,6 +252,9 @@ SHAPES = (
     _distinct_count,
     _inside,
     _not_inside,
+    _told_by_same_key,
+    _or_same_key,
+    _not_in_keys,
     _windowed,
     _grouped,
 )
@@ -216,7 +272,7 @@ def test_a_plan_fetches_every_row_that_its_answer_needs(
 ) -> None:
     model, trees, seen = _model(name), _trees(LEAVES[name]), Counter[str]()
 
-    @settings(max_examples=250, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=300, deadline=None, derandomize=True, database=None)
     @given(one=trees, other=trees, shape=st.sampled_from(SHAPES))
     def search(one: Q, other: Q, shape: Callable[..., Any]) -> None:
         queryset = shape(model, one, other)
@@ -225,11 +281,12 @@ def test_a_plan_fetches_every_row_that_its_answer_needs(
             statement = fleet.statement(queryset)
         except DJANGO_FAILS:
             reject()  # nothing to send, or what Django cannot do on any database
-        route = fleet.route_of(statement)
-        seen[_sharpness(route)] += 1
-        assert answer_of(statement, route) == answer_of(statement), (
-            f"{statement.outer_sql}\n{route}"
-        )
+        gathered = _gathered(fleet, statement)
+        seen[_sharpness(gathered)] += 1
+        for route in {gathered, fleet.route_of(statement)}:
+            assert answer_of(statement, route) == answer_of(statement), (
+                f"{statement.outer_sql}\n{route}"
+            )
 
     search()
     # The search proves nothing where nothing was left out.
@@ -251,21 +308,29 @@ def test_the_search_finds_an_unsound_plan(
     """Pruning that takes OR for AND is noticed: the comparison can fail."""
     from dbfleet.planner import pruning
 
-    monkeypatch.setattr(pruning, "_any_of", pruning._all_of)
+    monkeypatch.setattr(pruning, "any_of", pruning.all_of)
     customer = _model("Customer")
     found = fleet.statement(customer.objects.filter(Q(pk=1) | Q(name="red")))
-    assert answer_of(found, fleet.route_of(found)) != answer_of(found)
+    assert answer_of(found, _gathered(fleet, found)) != answer_of(found)
 
 
 # -- sharp: what fixes the key --------------------------------------------------------
 
 
-def _orders(**filters: Any) -> Any:
-    return _model("Order").objects.filter(**filters)
+def _orders(*args: Any, **filters: Any) -> Any:
+    return _model("Order").objects.filter(*args, **filters)
 
 
 def _customers(*args: Any, **filters: Any) -> Any:
     return _model("Customer").objects.filter(*args, **filters)
+
+
+def _mine(*args: Any, **filters: Any) -> Any:
+    return _orders(*args, customer=OuterRef("pk"), **filters)
+
+
+def _coupons(*args: Any, **filters: Any) -> Any:
+    return _model("Coupon").objects.filter(*args, **filters)
 
 
 def _lines(*args: Any, **filters: Any) -> Any:
@@ -302,6 +367,28 @@ PINNED_BY_3: dict[str, Callable[[], Any]] = {
     "a subquery that it fixes too": lambda: _customers(
         Exists(_orders(customer=3, total=1)), pk=3
     ),
+    "a range of one": lambda: _customers(pk__range=(3, 3)),
+    "a range from both sides": lambda: _customers(pk__gt=2).exclude(pk__gt=3),
+    "NOT of all that is left out": lambda: _customers(~Q(~Q(pk=3) | Q(name="red"))),
+    "an IN without those excluded": lambda: _customers(pk__in=[3, 4]).exclude(pk=4),
+    "XOR of lists": lambda: _customers(Q(pk__in=[3, 4]) ^ Q(pk=4)),
+    "OR with what cannot be": lambda: _customers(Q(pk=3) | Q(pk__isnull=True)),
+    "EXISTS of its children": lambda: _customers(Exists(_mine(total=1)), pk=3),
+    "NOT EXISTS of its children": lambda: _customers(~Exists(_mine(total=1)), pk=3),
+    "EXISTS under OR": lambda: _customers(Exists(_mine()) | Q(name="red"), pk=3),
+    "EXISTS in EXISTS": lambda: _customers(
+        Exists(_mine(Exists(_orders(customer=OuterRef("customer"), total=1)))), pk=3
+    ),
+    "a scalar subquery": lambda: _customers(pk=3).annotate(
+        first=Subquery(_mine().order_by("pk").values("total")[:1])
+    ),
+    "a subquery of its children": lambda: _customers(
+        pk__in=_orders(total=1).values("customer")
+    ).filter(pk=3),
+    "its children excluded": lambda: _customers(pk=3).exclude(
+        pk__in=_orders(total=1).values("customer")
+    ),
+    "Django's own subquery": lambda: _customers(pk=3).exclude(orders__total=1),
     "a union of the same": lambda: _customers(pk=3).union(_customers(pk=3, age=1)),
 }
 
@@ -341,15 +428,15 @@ def test_a_join_on_the_key_prunes_both_tables(fleet: Fleet) -> None:
     found = _orders(customer__in=[3, 8], customer__name="red")
     expected = {fleet.shard(customer, pk) for pk in (3, 8)}
     for model in (customer, order):
-        assert set(fleet.fragment(found, model).clusters) == expected
+        assert set(_fragment(fleet, found, model).clusters) == expected
 
 
 def test_a_join_on_another_column_prunes_nothing_of_the_other(fleet: Fleet) -> None:
     customer, coupon = _model("Customer"), _model("Coupon")
     found = coupon.objects.filter(customer=3, customer__name="red")
     mine = fleet.shard(customer, 3)
-    assert fleet.fragment(found, customer).clusters == (mine,)
-    assert fleet.fragment(found, coupon).clusters == SHARDS
+    assert _fragment(fleet, found, customer).clusters == (mine,)
+    assert _fragment(fleet, found, coupon).clusters == SHARDS
 
 
 def test_a_composite_key_needs_all_its_columns(fleet: Fleet) -> None:
@@ -360,10 +447,23 @@ def test_a_composite_key_needs_all_its_columns(fleet: Fleet) -> None:
     by_columns = fleet.plan(reading.objects.filter(sensor=1, number=4))
     assert by_columns.clusters == pinned.clusters
     assert fleet.plan(reading.objects.filter(sensor=1)).clusters == SHARDS
-    # Column by column, so the pairs (1, 5) and (2, 4) are looked for as well.
     both = fleet.plan(reading.objects.filter(pk__in=list(shards)))
-    crossed = {fleet.shard(reading, s, n) for s in (1, 2) for n in (4, 5)}
-    assert set(both.clusters) == crossed
+    assert set(both.clusters) == set(shards.values())
+    by_or = Q(sensor=1, number=4) | Q(sensor=2, number=5)
+    assert fleet.plan(reading.objects.filter(by_or)).clusters == both.clusters
+    without_null = reading.objects.filter(Q(number__isnull=True) | Q(pk=(1, 4)))
+    assert fleet.plan(without_null).clusters == pinned.clusters
+    but = reading.objects.filter(pk__in=list(shards)).exclude(pk=(2, 5))
+    assert fleet.plan(but).clusters == pinned.clusters
+
+
+def test_many_pairs_are_looked_for_column_by_column(fleet: Fleet) -> None:
+    reading = _model("Reading")
+    pairs = [(1, n) for n in range(40)] + [(n, 1) for n in range(40)]
+    assert len({fleet.shard(reading, *pair) for pair in pairs}) == len(SHARDS)
+    assert fleet.plan(reading.objects.filter(pk__in=pairs)).clusters == SHARDS
+    pinned = reading.objects.filter(pk__in=pairs).filter(sensor=1, number=4)
+    assert fleet.plan(pinned).clusters == (fleet.shard(reading, 1, 4),)
 
 
 def test_contradicting_filters_ask_one_shard_for_nothing(fleet: Fleet) -> None:
@@ -378,9 +478,12 @@ def test_contradicting_filters_ask_one_shard_for_nothing(fleet: Fleet) -> None:
 
 UNDECIDED: dict[str, Callable[[], Any]] = {
     "NOT": lambda: _customers(~Q(pk=3)),
-    "XOR": lambda: _customers(Q(pk=3) ^ Q(pk=4)),
+    "NOT of NOT and another column": lambda: _customers(~(~Q(pk=3) & Q(name="red"))),
+    "XOR with another column": lambda: _customers(Q(pk=3) ^ Q(name="red")),
     "OR with another column": lambda: _customers(Q(pk=3) | Q(name="red")),
-    "a range": lambda: _customers(pk__range=(3, 3)),
+    "a range without an end": lambda: _customers(pk__gte=3),
+    "a long range": lambda: _customers(pk__range=(0, 500)),
+    "no number of the column": lambda: _customers(~Q(pk=1 << 70), age=3),
     "another column's value": lambda: _customers(pk=F("age")),
     "a subquery": lambda: _customers(pk__in=_orders(total=1).values("customer")),
     "the child's own key": lambda: _lines(order=3),
@@ -394,7 +497,60 @@ UNDECIDED: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("what", UNDECIDED)
 def test_every_shard_is_asked_where_the_key_is_open(fleet: Fleet, what: str) -> None:
     found = UNDECIDED[what]()
-    assert fleet.fragment(found, found.model).clusters == SHARDS
+    assert _fragment(fleet, found, found.model).clusters == SHARDS
+
+
+OPEN_INSIDE: dict[str, Callable[[], Any]] = {
+    "an equality under OR": lambda: _customers(
+        Exists(_orders(Q(customer=OuterRef("pk")) | Q(total=1))), pk=3
+    ),
+    "an outer row of any shard": lambda: _customers(Exists(_mine()), name="red"),
+    "an outer filter under OR": lambda: _customers(
+        Q(pk=3) | Q(name="red"), Exists(_mine())
+    ),
+    "another column of the outer row": lambda: _customers(
+        Exists(_orders(customer=OuterRef("age"))), pk=3
+    ),
+    "the first few": lambda: _customers(
+        pk__in=_orders().order_by("total").values("customer")[:2]
+    ).filter(pk=3),
+    "rows that an outer join may miss": lambda: _customers(
+        Q(orders__customer__in=_orders(total=1).values("customer")) | Q(age=1), pk=3
+    ),
+    "rows that an outer join selects": lambda: _customers(pk=3).exclude(
+        pk__in=_coupons().values("order__customer")
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OPEN_INSIDE)
+def test_a_nested_query_is_asked_everywhere_where_it_may_matter(
+    fleet: Fleet, what: str
+) -> None:
+    found = OPEN_INSIDE[what]()
+    assert _fragment(fleet, found, _model("Order")).clusters == SHARDS
+
+
+def test_what_may_be_null_passes_nothing_on(fleet: Fleet) -> None:
+    customer = _model("Customer")
+    by_join = _coupons(Q(order__customer=3) | Q(order__customer__isnull=True))
+    same = _customers(pk=OuterRef("order__customer"))
+    found = by_join.filter(~Exists(same))
+    assert _fragment(fleet, found, customer).clusters == SHARDS
+    by_column = _coupons(Q(customer=3) | Q(customer__isnull=True))
+    found = by_column.exclude(customer__in=_customers(name="red").values("pk"))
+    assert _fragment(fleet, found, customer).clusters == SHARDS
+    mine = (fleet.shard(customer, 3),)
+    fixed = _coupons(customer=3).filter(~Exists(_customers(pk=OuterRef("customer"))))
+    assert _fragment(fleet, fixed, customer).clusters == mine
+
+
+def test_a_row_of_nulls_is_no_proof_that_the_other_table_has_none(
+    fleet: Fleet,
+) -> None:
+    """Orders that are not fetched look like customers without orders."""
+    found = _customers(Q(orders__customer=3) | Q(orders__customer__isnull=True))
+    assert _fragment(fleet, found, _model("Order")).clusters == SHARDS
 
 
 class SameLetters(Exact):

@@ -167,6 +167,15 @@ class FleetMixin:
             if is_mine:  # home alone: a statement may be using another node
                 super().close()  # type: ignore[misc]
 
+    def ensure_timezone(self) -> bool:
+        # Django calls this when the time zone was changed; every node answers in it.
+        if self.nodes is not None:
+            for node in self.nodes.opened():
+                node.__dict__.pop("timezone", None)
+                node.__dict__.pop("timezone_name", None)
+                node.ensure_timezone()
+        return bool(super().ensure_timezone())  # type: ignore[misc]
+
     # -- transactions -----------------------------------------------------------
 
     def _savepoint(self, sid: str) -> None:
@@ -224,6 +233,12 @@ class FleetMixin:
                 self.transaction.rollback()
 
     # -- the ends of connections ------------------------------------------------
+
+    def is_usable(self) -> bool:
+        # Django asks this of a transaction that may have failed, on whatever node.
+        if self.transaction is not None and self.transaction.is_aborted:
+            return False
+        return bool(super().is_usable())  # type: ignore[misc]
 
     def close(self) -> None:
         try:

@@ -6,22 +6,27 @@ converters and results stay Django's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 from django.db.models.sql.compiler import (
+    SQLAggregateCompiler,
     SQLDeleteCompiler,
     SQLInsertCompiler,
     SQLUpdateCompiler,
 )
 
-from dbfleet.planner.blocks import groups_by_key
+from dbfleet.planner.blocks import Shape, groups_by_key
+from dbfleet.planner.merging import Sql
 
 
 @lru_cache(maxsize=256)
 def fleet_compiler(vendor_compiler: type, *, is_sharded: bool) -> type:
     """The fleet's subclass of a vendor's compiler, made once."""
     mixin: type = ReadMixin if is_sharded else ClusterReadMixin
+    if is_sharded and issubclass(vendor_compiler, SQLAggregateCompiler):
+        mixin = AggregateReadMixin
     for base, candidate in (
         (SQLInsertCompiler, InsertMixin),
         (SQLUpdateCompiler, UpdateMixin),
@@ -41,11 +46,40 @@ class CompilerMixin:
 
     connection: Any
     query: Any
+    #: what was found out about a SELECT while its route was looked for
+    shape: Shape | None = None
+    #: SQL of columns that a merge needs besides, for the SQL that shards are sent
+    appended: tuple[Sql, ...] = ()
+    #: the shards' groups are put in order later
+    is_unordered = False
+    _grouped: tuple[Any, ...] = ()
 
     def get_from_clause(self) -> Any:
         found = super().get_from_clause()  # type: ignore[misc]
         self.connection.routing.record(self)
         return found
+
+    def pre_sql_setup(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().pre_sql_setup(*args, **kwargs)  # type: ignore[misc]
+        if self.connection.routing.is_planning and found is not None:
+            self.shape = self._shape(*found)
+        if not self.appended and not self.is_unordered:
+            return found
+        extra, ordering, grouping = found
+        hidden = [(None, sql, None) for sql in self.appended]
+        return [*extra, *hidden], [] if self.is_unordered else ordering, grouping
+
+    def _shape(self, extra: Any, ordering: Any, grouping: Any) -> Shape:
+        compiler: Any = self
+        is_grouped = bool(grouping)
+        if is_grouped and compiler._meta_ordering:
+            ordering = ()  # as Django has it
+        return Shape(
+            (*compiler.select, *extra),
+            tuple(ordering),
+            self._grouped if is_grouped else (),
+            compiler.having is not None,
+        )
 
     def collapse_group_by(self, expressions: Any, having: Any) -> Any:
         routing = self.connection.routing
@@ -55,14 +89,47 @@ class CompilerMixin:
             and self.connection.engine.infers_group_by(self.connection)
         ):
             # Inline rows have no primary key that a server could infer from.
-            return expressions
-        return super().collapse_group_by(expressions, having)  # type: ignore[misc]
+            found = expressions
+        else:
+            found = super().collapse_group_by(expressions, having)  # type: ignore[misc]
+        self._grouped = tuple(found)
+        return found
 
     def as_sql(self, *args: Any, **kwargs: Any) -> Any:
         ready = self.__dict__.pop("_ready", None)
         if ready is not None:
             return ready
         return super().as_sql(*args, **kwargs)  # type: ignore[misc]
+
+
+class AggregateMixin:
+    """SELECT of aggregates over a subquery."""
+
+    connection: Any
+    query: Any
+    shape: Shape | None
+    appended: tuple[Sql, ...]
+
+    def as_sql(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().as_sql(*args, **kwargs)  # type: ignore[misc]
+        if self.connection.routing.is_planning:
+            self.shape = Shape(tuple(self._chosen()))
+        if not self.appended:
+            return found
+        sql, params = found
+        own = [compiled for _, compiled, _ in self._chosen()]
+        head = "SELECT " + ", ".join(text for text, _ in own)
+        more = ", ".join(text for text, _ in self.appended)
+        count = sum(len(values) for _, values in own)
+        added = [value for _, values in self.appended for value in values]
+        params = (*params[:count], *added, *params[count:])
+        return f"{head}, {more}{sql[len(head) :]}", params
+
+    def _chosen(self) -> Iterator[Any]:
+        compiler: Any = self
+        for alias, annotation in self.query.annotation_select.items():
+            sql, params = compiler.compile(annotation)
+            yield annotation, annotation.select_format(self, sql, params), alias
 
 
 class ReadMixin(CompilerMixin):
@@ -75,6 +142,10 @@ class ReadMixin(CompilerMixin):
             *args,
             **kwargs,
         )
+
+
+class AggregateReadMixin(AggregateMixin, ReadMixin):
+    """SELECT of aggregates over a subquery, on shards."""
 
 
 class ClusterReadMixin:

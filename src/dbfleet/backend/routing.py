@@ -18,17 +18,20 @@ from dbfleet import conf, sessions
 from dbfleet.backend.binding import Binding
 from dbfleet.backend.cursor import RawCursor
 from dbfleet.backend.shard_rows import ShardRows
+from dbfleet.backend.spreading import shard_sql
 from dbfleet.backend.writing import Writes
 from dbfleet.errors import ReadOnlyAlias, RouteRefused
 from dbfleet.executor.cursors import GatherCursor, ScatterCursor
 from dbfleet.executor.emulated import emulated
 from dbfleet.executor.failures import name_of
 from dbfleet.executor.gather import Gatherer
+from dbfleet.executor.merging import Merger
 from dbfleet.executor.reads import ReadCursor, StreamCursor
 from dbfleet.executor.replicas import Place
+from dbfleet.executor.streaming import StreamMergeCursor
 from dbfleet.executor.writes import WriteCursor
 from dbfleet.observe import events
-from dbfleet.planner import simple
+from dbfleet.planner import forced, simple
 from dbfleet.planner.blocks import Block, block_of
 from dbfleet.planner.plan import (
     limited_to,
@@ -66,7 +69,7 @@ class Routing(Binding, ShardRows):
 
     # -- facts ------------------------------------------------------------------
 
-    def facts(self) -> Facts:
+    def facts(self, *, only_gather: bool = False) -> Facts:
         """What decisions depend on; reads the shard map once in a process."""
         return Facts(
             self.topology,
@@ -74,6 +77,7 @@ class Routing(Binding, ShardRows):
             self.tables,
             self.shard_of,
             self.in_transaction(),
+            only_gather or forced.only_gather,
         )
 
     def shard_of(self, fields: tuple[Any, ...], values: tuple[Any, ...]) -> str:
@@ -287,7 +291,7 @@ class Routing(Binding, ShardRows):
         self, compiler: Any, execute: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Run a SELECT of a sharded alias where its route says."""
-        query, statement = compiler.query, None
+        query, merged = compiler.query, None
         route = self._pinned(query)
         if route is None:
             try:
@@ -297,11 +301,15 @@ class Routing(Binding, ShardRows):
             if statement is None:
                 return execute(*args, **kwargs)
             route = self.planned(statement)
+            merged = self._merge_target(route, statement)
             compiler._ready = statement.outer_sql
         if events.is_observed():
             events.emit("routed", route=route)
-        if route.rung is not Rung.NODE:
+        if route.rung is Rung.GATHER:
             return self._gather_read(route, query, execute, *args, **kwargs)
+        if merged is not None:
+            with self.bound(merged):
+                return execute(*args, **kwargs)
         cluster = route.clusters[0]
         if route.replica_ok:
             return self._read_cluster(cluster, query, execute, *args, **kwargs)
@@ -353,8 +361,8 @@ class Routing(Binding, ShardRows):
             raise EmptyResultSet
         return self.planned(statement)
 
-    def planned(self, statement: Statement) -> Route:
-        route = plan_read(self.facts(), statement)
+    def planned(self, statement: Statement, *, only_gather: bool = False) -> Route:
+        route = plan_read(self.facts(only_gather=only_gather), statement)
         shard = self.pinned_shard()
         return route if shard is None else limited_to(route, shard)
 
@@ -438,6 +446,35 @@ class Routing(Binding, ShardRows):
     ) -> Any:
         with self.bound(partial(self._gather_target, route, query)):
             return execute(*args, **kwargs)
+
+    def _merge_target(self, route: Route, statement: Statement) -> Any:
+        """What opens the cursor of a statement that several shards answer; None for
+        others."""
+        if route.merge is None:
+            return None
+        compiler = statement.outer
+        merger = Merger(
+            self,
+            route,
+            compiler.query,
+            shard_sql(compiler, route, statement.outer_sql),
+            partial(self._gather_instead, statement),
+        )
+        return partial(self._merge_cursor, merger)
+
+    def _merge_cursor(self, merger: Merger, name: str | None) -> Any:
+        empty = self.wrapper.features.empty_fetchmany_value
+        if name and merger.streams:
+            return self.wrapped(StreamMergeCursor(merger, name, empty))
+        render = partial(self.wrapper.engine.render, self.wrapper)
+        return self.wrapped(GatherCursor(merger.run, render, empty))
+
+    def _gather_instead(self, statement: Statement, sql: str, params: Any) -> Any:
+        """Gather what turned out not to be mergeable."""
+        route = self.planned(statement, only_gather=True)
+        if events.is_observed():
+            events.emit("routed", route=route)
+        return Gatherer(self, route, statement.outer.query).run(sql, params)
 
     def _gather_target(self, route: Route, query: Any, name: str | None) -> Any:
         return self.wrapped(self.gather_cursor(route, query))

@@ -95,6 +95,14 @@ class Engine:
     gathers_at_home: ClassVar[bool] = True
     #: ``=`` on text means equal bytes, so equal keys hash alike
     has_binary_text_equality: ClassVar[bool] = False
+    #: ORDER BY puts NULL after every value, not before
+    nulls_are_largest: ClassVar[bool] = False
+    #: a computed text compares by the database's collation, unless it names another
+    has_one_collation: ClassVar[bool] = False
+    #: a sample's deviation of one row is NULL, not an error
+    has_null_samples: ClassVar[bool] = True
+    #: a deviation of integers has all the digits of a binary fraction
+    has_whole_deviations: ClassVar[bool] = True
     #: a replica's position can be compared with its primary's
     tracks_positions: ClassVar[bool] = False
     #: positions move only by writes that are :meth:`counted`
@@ -401,6 +409,43 @@ class Engine:
         """
         raise NotImplementedError
 
+    # -- merging --------------------------------------------------------------
+
+    def comparison(self, described: Any) -> str | None:
+        """How values of a result's column compare: ``"direct"``, as Python compares
+        what the driver made of them; ``"text"``; None if only the server knows.
+
+        ``described`` is one entry of the driver's ``description``; no I/O.
+        """
+        return None
+
+    def text_order(self, node: Any) -> str | None:
+        """Names the order of a database's text; None if it is that of its characters'
+        codes. One round trip."""
+        return ""
+
+    def rank(
+        self, home: Any, texts: Sequence[str], source: tuple[str, str] | None
+    ) -> dict[str, int]:
+        """The place of each text in the database's order; equal texts share one.
+
+        ``source`` is the table and column whose collation decides; without one, the
+        database's own. One round trip, two the first time for a table.
+        """
+        raise NotImplementedError
+
+    def average(self, total: Any, count: int) -> Any:
+        """``total / count`` as AVG would have it, of a total that SUM made; no I/O."""
+        return total / count
+
+    def cancel(self, node: Any, timeout_s: float) -> None:
+        """Ask the server to end the statement that ``node`` waits for, from another
+        thread. Waits at most ``timeout_s``; nothing where a driver cannot."""
+
+    def sever(self, connection: Any) -> None:
+        """Cut the wire of a driver's connection, so that the thread which waits for an
+        answer gets an error instead. No I/O; nothing where a driver cannot."""
+
     def render(self, home: Any, sql: str, params: Any) -> str:
         """``sql`` as the log shows it; no I/O."""
         return str(home.ops.last_executed_query(None, sql, params))
@@ -438,6 +483,9 @@ class Engine:
         raise NotImplementedError
 
     # -- ids --------------------------------------------------------------------
+
+    #: an expression: the server's Unix time in milliseconds
+    clock_ms_sql: ClassVar[str] = ""
 
     def lease_ids(
         self, home: Any, control: Any, table: str, column: str, count: int

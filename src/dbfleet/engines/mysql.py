@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from dbfleet.engines.base import FragmentSpec, GatheredRows, Overflow, Row
 from dbfleet.engines.gtid import GtidPositions
+from dbfleet.engines.merging_mysql import MySQLMerging
 
 #: rows in one INSERT of a temporary table; keeps a message under 1 MB or so
 _BATCH_ROWS = 500
@@ -34,7 +35,7 @@ def quote_name(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
 
-class MySQLEngine(GtidPositions):
+class MySQLEngine(MySQLMerging, GtidPositions):
     """What dbfleet needs of this vendor's servers."""
 
     vendor: ClassVar[str] = "mysql"
@@ -286,6 +287,11 @@ class MySQLEngine(GtidPositions):
     # -- ids --------------------------------------------------------------------
     # AUTO_INCREMENT cannot be leased without inserting, so a counter row stands in
     # for it; it is updated on a second connection, outside the caller's transaction.
+
+    # UNIX_TIMESTAMP() takes local time, of which an hour comes twice a year.
+    clock_ms_sql: ClassVar[str] = (
+        "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000"
+    )
 
     def lease_ids(
         self, home: Any, control: Any, table: str, column: str, count: int

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from dbfleet.engines.base import FragmentSpec, GatheredRows, Overflow, Row
+from dbfleet.engines.merging_postgresql import PostgreSQLMerging
 from dbfleet.engines.wal import WalPositions
 from dbfleet.errors import TwoPhaseUnavailable
 from dbfleet.lexer import insertion_point
@@ -49,7 +50,7 @@ def quote_literal(text: str | None) -> str:
     return "NULL" if text is None else "'" + text.replace("'", "''") + "'"
 
 
-class PostgreSQLEngine(WalPositions):
+class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
     """What dbfleet needs of this vendor's servers."""
 
     vendor: ClassVar[str] = "postgresql"
@@ -398,6 +399,10 @@ class PostgreSQLEngine(WalPositions):
         return len(rows)
 
     # -- ids --------------------------------------------------------------------
+
+    clock_ms_sql: ClassVar[str] = (
+        "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS bigint)"
+    )
 
     def lease_ids(
         self, home: Any, control: Any, table: str, column: str, count: int

@@ -31,6 +31,9 @@ class SQLiteEngine(CommitCounter):
     can_gather: ClassVar[bool] = True
     gathers_at_home: ClassVar[bool] = False
     has_binary_text_equality: ClassVar[bool] = True
+    has_one_collation: ClassVar[bool] = True
+    # Django computes them by Python's statistics.
+    has_null_samples: ClassVar[bool] = False
 
     def probe_settings(
         self, settings: dict[str, Any], timeout_s: int
@@ -53,6 +56,18 @@ class SQLiteEngine(CommitCounter):
 
     def settling_sql(self, gid: str, *, commit: bool) -> str:
         return "-- a SQLite file keeps no prepared transaction: nothing to settle"
+
+    # -- merging --------------------------------------------------------------
+    # A value brings its own type, and BINARY text is ordered by its UTF-8.
+
+    def comparison(self, described: Any) -> str | None:
+        return "direct"
+
+    def text_order(self, node: Any) -> str | None:
+        return None
+
+    def average(self, total: Any, count: int) -> Any:
+        return float(total) / count
 
     # -- gather ---------------------------------------------------------------
 
@@ -187,6 +202,10 @@ class SQLiteEngine(CommitCounter):
     # One writer at a time: the counter is taken in the caller's own transaction, a
     # second connection would wait for it for ever. A rollback gives ids back, as
     # AUTOINCREMENT does.
+
+    clock_ms_sql: ClassVar[str] = (
+        "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+    )
 
     def lease_ids(
         self, home: Any, control: Any, table: str, column: str, count: int

@@ -19,7 +19,7 @@ from django.utils.functional import cached_property
 from dbfleet import sessions, topology
 from dbfleet.engines import Engine, Position
 from dbfleet.errors import NodeMismatch
-from dbfleet.executor import discovery, leaders
+from dbfleet.executor import discovery, fanout, leaders
 from dbfleet.executor.emulated import emulated
 from dbfleet.executor.failures import (
     CONNECTION_ERRORS,
@@ -125,7 +125,7 @@ class NodeMixin:
         return self.owner.catalogue
 
     def validate_thread_sharing(self) -> None:
-        if self.owner is not None:
+        if self.owner is not None and not fanout.is_helping():
             self.owner.validate_thread_sharing()
 
     def init_connection_state(self) -> None:

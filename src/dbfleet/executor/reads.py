@@ -32,6 +32,10 @@ class ReadCursor:
         self.inner: Any = None
 
     fetchmany: Any
+    #: the node that was asked last
+    asked: Any = None
+    #: whoever wanted the rows has left: no other node is asked
+    is_over = False
 
     def execute(self, sql: Any, params: Any = None) -> Any:
         """Execute on the first node that can answer; each is tried once."""
@@ -74,6 +78,8 @@ class ReadCursor:
                 return True
         except Error as error:
             self._is_behind = False
+            if self.is_over:
+                raise
             if not self._replicas.nodes.is_replaceable(choice.node, error):
                 raise
             if self._replicas.engine.is_read_only_error(error):
@@ -115,7 +121,7 @@ class ReadCursor:
         return self._ends_at - now
 
     def _send(self, choice: Choice, sql: Any, params: Any) -> None:
-        node = choice.node
+        self.asked = node = choice.node
         try:
             if self._name or node.connection is None:
                 inner = self._routing.vendor_cursor(node, self._name)
@@ -131,7 +137,7 @@ class ReadCursor:
                 raise
 
     def _is_proved(self, choice: Choice, sql: Any, params: Any) -> bool:
-        node = choice.node
+        self.asked = node = choice.node
         with node.wrap_database_errors:
             self.inner = self._routing.vendor_cursor(node, self._name)
             have = self._replicas.engine.read_at(node, self.inner, str(sql), params)
@@ -197,6 +203,8 @@ class StreamCursor(ReadCursor):
 
     def _begin_again(self, error: Error, *, is_last: bool) -> None:
         name = self._node.alias
+        if self.is_over:
+            raise error
         if not self._replicas.nodes.is_replaceable(self._node, error):
             raise error
         if self._rows or is_last:

@@ -389,10 +389,14 @@ class Replicas:
         if have is not None and have.timeline and have.timeline >= leader.timeline:
             return
         there = self.engine.position(primary)
-        if have is None or there is None:
+        # While it receives nothing it does not tell its timeline: a later one than
+        # when it was read would only be judged too strictly.
+        timeline = have.timeline or era.timeline if have is not None else None
+        if have is None or there is None or not timeline:
             self._report_unknown(cluster, state, state.served_at)
-        else:
-            self._judge(cluster, (have._replace(system=there.system),), there)
+            return
+        want = have._replace(system=there.system, timeline=timeline)
+        self._judge(cluster, (want,), there)
 
     def _still_has(
         self, cluster: str, state: ClusterState, name: str

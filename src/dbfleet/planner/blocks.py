@@ -43,6 +43,19 @@ class Block:
         return [join for join in found if getattr(join, "join_cols", None)]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shape:
+    """What a compiler found out about a SELECT while it set it up."""
+
+    #: (expression, (sql, params), alias) of each column
+    chosen: tuple[Any, ...]
+    #: (resolved OrderBy, its SQL) in turn
+    ordering: tuple[Any, ...] = ()
+    #: what is grouped by
+    grouped: tuple[Any, ...] = ()
+    has_having: bool = False
+
+
 def groups_by_key(query: Any) -> bool:
     """Whether columns of window functions need GROUP BY to mean the whole row.
 

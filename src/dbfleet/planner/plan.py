@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from dbfleet import lexer
 from dbfleet.errors import RouteRefused
 from dbfleet.planner.blocks import groups_by_key
+from dbfleet.planner.colocation import Unproved, spread_of
+from dbfleet.planner.merging import merge_of
+from dbfleet.planner.partials import aggregates, is_grouped_by_shard, partial_of
 from dbfleet.planner.pushdown import any_filter, filter_of
 from dbfleet.planner.route import HOME, Fragment, Intent, Route, Rung
 from dbfleet.planner.tables import Table
@@ -30,7 +34,37 @@ def plan_read(facts: Facts, statement: Statement) -> Route:
     pinned = pinned_to(facts, uses)
     if pinned is not None:
         return _one(facts, Intent.READ, pinned, _pin_reason(sharded), replica_ok)
-    return _gather(facts, statement, uses, replica_ok)
+    try:
+        return _spread(facts, statement, uses, replica_ok)
+    except Unproved as unproved:
+        return _gather(facts, statement, uses, replica_ok, str(unproved))
+
+
+def _spread(
+    facts: Facts, statement: Statement, uses: Sequence[Use], replica_ok: bool
+) -> Route:
+    """Every shard answers for its own rows; raises Unproved."""
+    if facts.only_gather:
+        raise Unproved("other rungs are switched off")
+    spread = spread_of(facts, statement, uses)
+    merge: Any
+    if aggregates(statement) and statement.locking:
+        raise Unproved("it locks rows that it aggregates")
+    if aggregates(statement) and not is_grouped_by_shard(statement, spread):
+        rung, merge = Rung.PARTIAL, partial_of(facts, statement, spread)
+        reason = "each shard aggregates its own rows"
+    else:
+        rung, merge = Rung.MERGE, merge_of(facts, statement, spread)
+        reason = "each shard answers for its own rows"
+    return Route(
+        facts.alias,
+        Intent.READ,
+        rung,
+        in_order(facts, spread.clusters),
+        reason,
+        replica_ok=replica_ok,
+        merge=merge,
+    )
 
 
 def plan_pinned(table: Table, alias: str, shard: str, in_transaction: bool) -> Route:
@@ -168,7 +202,11 @@ def in_order(facts: Facts, clusters: Clusters) -> tuple[str, ...]:
 
 
 def _gather(
-    facts: Facts, statement: Statement, uses: Sequence[Use], replica_ok: bool
+    facts: Facts,
+    statement: Statement,
+    uses: Sequence[Use],
+    replica_ok: bool,
+    why: str,
 ) -> Route:
     names = [use.table.label for use in uses if use.table.is_sharded]
     if not facts.engine.can_gather:
@@ -185,7 +223,7 @@ def _gather(
         Intent.READ,
         Rung.GATHER,
         tuple(clusters),
-        f"no filter fixes one shard for {', '.join(names)}",
+        f"no filter fixes one shard for {', '.join(names)}, and {why}",
         fragments,
         replica_ok,
     )

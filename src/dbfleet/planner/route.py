@@ -25,6 +25,8 @@ class Rung(enum.StrEnum):
     """How a statement is carried out, cheapest first."""
 
     NODE = "one node"
+    MERGE = "stream merge"
+    PARTIAL = "partial aggregate"
     SCATTER = "scatter"
     GATHER = "gather"
 
@@ -70,6 +72,9 @@ class Route:
     fragments: tuple[Fragment, ...] = ()
     #: a replica may serve it
     replica_ok: bool = False
+    #: how the shards' rows become the answer: a ``merging.Merge`` or
+    #: ``partials.Partial``
+    merge: Any = None
     #: servers that may serve it, where somebody asked
     nodes: tuple[str, ...] = ()
 
@@ -83,6 +88,8 @@ class Route:
             *([f"nodes:    {', '.join(self.nodes)}"] if self.nodes else []),
             f"reason:   {self.reason}",
         ]
+        if self.merge is not None:
+            lines.append(f"merge:    {self.merge.describe()}")
         lines += [f"fragment: {part.describe()}" for part in self.fragments]
         return "\n".join(lines)
 

@@ -15,13 +15,9 @@ from dbfleet import lexer
 from dbfleet.engines import Engine
 from dbfleet.placement import Hop
 from dbfleet.planner.blocks import Block, Occurrence
-from dbfleet.planner.pruning import (
-    ShardOf,
-    Values,
-    clusters_of,
-    possible_values,
-    spread_over_joins,
-)
+from dbfleet.planner.branches import Values
+from dbfleet.planner.nested import Scopes
+from dbfleet.planner.pruning import ShardOf, clusters_of
 from dbfleet.planner.tables import Table, Tables
 from dbfleet.topology import Topology
 
@@ -52,6 +48,8 @@ class Facts:
     tables: Tables
     shard_of: ShardOf
     in_transaction: bool
+    #: every statement over several shards is gathered, to compare with other rungs
+    only_gather: bool = False
 
     @property
     def alias(self) -> str:
@@ -109,8 +107,9 @@ def uses_of(facts: Facts, statement: Statement) -> list[Use]:
     """Every known table of the statement, with the clusters of each occurrence."""
     known = facts.tables.all(statement.registry)
     uses: dict[str, Use] = {}
+    scopes = Scopes(statement.blocks, facts.is_exact)
     for block in statement.blocks:
-        _add_block(facts, block, known, uses)
+        _add_block(facts, block, known, uses, scopes)
     vendor = facts.engine.vendor
     for table, times in facts.tables.named_in(
         statement.sql, vendor, statement.registry
@@ -122,9 +121,12 @@ def uses_of(facts: Facts, statement: Statement) -> list[Use]:
 
 
 def _add_block(
-    facts: Facts, block: Block, known: dict[str, Table], uses: dict[str, Use]
+    facts: Facts,
+    block: Block,
+    known: dict[str, Table],
+    uses: dict[str, Use],
+    scopes: Scopes,
 ) -> None:
-    values: Values | None = None
     opts = block.opts
     for occurrence in block.occurrences:
         name = occurrence.table
@@ -133,11 +135,9 @@ def _add_block(
             if opts is None or name != opts.db_table:
                 continue
             table = facts.tables.of(opts.concrete_model._meta)
-        if values is None:
-            stated = possible_values(block.query.where, facts.is_exact)
-            values = spread_over_joins(stated, block)
         clusters = None
         if table.is_sharded:
+            values = scopes.values(block)
             clusters = _place(facts, block, occurrence.alias, table, values, known)
         use = uses.setdefault(name, Use(table, []))
         use.places.append((block, occurrence, clusters))
@@ -151,7 +151,7 @@ def _place(
     values: Values,
     known: dict[str, Table],
 ) -> Clusters:
-    if not table.key_path:
+    if not table.key_path or not values:
         return clusters_of(table, alias, values, facts.shard_of)
     hop = table.key_path[0]
     for joined in _parents_of(block, alias, hop):

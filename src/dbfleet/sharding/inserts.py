@@ -15,10 +15,17 @@ from django.db.models.constants import OnConflict
 from django.db.models.expressions import DatabaseDefault
 from django.db.utils import ProgrammingError
 
-from dbfleet.errors import InvalidShardKey, NullShardKey, RouteRefused
+from dbfleet.conf import TIME, UUID7, settings
+from dbfleet.errors import (
+    ConfigurationError,
+    InvalidShardKey,
+    NullShardKey,
+    RouteRefused,
+)
 from dbfleet.planner.route import HOME
 from dbfleet.sharding import ids
 from dbfleet.sharding.claims import Claim, Claims
+from dbfleet.sharding.uuids import uuid7
 from dbfleet.sharding.writer import Writer
 
 
@@ -26,6 +33,7 @@ class Inserter(Writer):
     """Inserts objects into one table."""
 
     _settled: dict[tuple[int, str], Any] | None = None
+    _gave_uuids = False
 
     def insert(
         self,
@@ -36,7 +44,11 @@ class Inserter(Writer):
         """Insert ``compiler.query.objs``; rows come back in their order."""
         restore = self._assign_ids(compiler.query)
         try:
-            return self._insert(compiler, execute, returning)
+            rows = self._insert(compiler, execute, returning)
+            if self._gave_uuids and not (rows or returning):
+                # Django counts a row for each, whose key the database had made.
+                rows = [()] * len(compiler.query.objs)
+            return rows
         finally:
             # What one database would tell is what RETURNING gave, and Django sets.
             restore()
@@ -112,17 +124,31 @@ class Inserter(Writer):
 
     def _assign_ids(self, query: Any) -> Callable[[], None]:
         """Give objects without one their automatic id; undone if the insert fails."""
-        field = self.table.opts.auto_field
-        if field is None or not (self.table.is_sharded or self.table.is_reference):
+        opts = self.table.opts
+        if not (self.table.is_sharded or self.table.is_reference):
             return lambda: None
+        kind = settings().ids_for(opts.app_label, opts.model_name)
+        field = opts.auto_field
+        if field is None:
+            if kind == UUID7:
+                self._assign_uuids(query)
+            return lambda: None
+        if text := ids.misfit(kind, opts):
+            raise ConfigurationError("E110", f"{self.table.label}: {text}")
         table, column = self.table.name, field.column
         if field in query.fields:
+            if kind == TIME:
+                return lambda: None  # no counter that has to follow
             values = [getattr(obj, field.attname) for obj in query.objs]
             explicit = [value for value in values if isinstance(value, int)]
             if explicit:
                 ids.took(self.wrapper, table, column, max(explicit))
             return lambda: None
-        fresh = ids.take(self.wrapper, table, column, len(query.objs))
+        count = len(query.objs)
+        if kind == TIME:
+            fresh = ids.take_timed(self.wrapper, count)
+        else:
+            fresh = ids.take(self.wrapper, table, column, count)
         for obj, value in zip(query.objs, fresh, strict=True):
             setattr(obj, field.attname, value)
         before = query.fields
@@ -134,6 +160,17 @@ class Inserter(Writer):
                 setattr(obj, field.attname, None)
 
         return restore
+
+    def _assign_uuids(self, query: Any) -> None:
+        """Give objects without a key a UUID, which stays as a default's would."""
+        field = ids.uuid_field(self.table.opts)
+        if field is None:
+            return
+        missing = [obj for obj in query.objs if getattr(obj, field.attname) is None]
+        for obj in missing:
+            setattr(obj, field.attname, uuid7())
+        is_ignored = query.on_conflict == OnConflict.IGNORE
+        self._gave_uuids = bool(missing) and not is_ignored
 
     def _settle(self, compiler: Any) -> None:
         """Fix the values that have to be known before the SQL is made.

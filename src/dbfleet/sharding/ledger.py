@@ -2,7 +2,8 @@
 
 Created when an alias first needs them, by portable SQL; a fleet needs no migration
 of ours and no entry in INSTALLED_APPS. Rows: one for each range of slots, one for
-each table with leased ids, one for each unique value that no shard can check alone.
+each table with leased ids, one for each worker number of time-ordered ids (1024 at
+most), one for each unique value that no shard can check alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from django.db.utils import Error
 
 from dbfleet.errors import ConfigurationError, NodeMismatch
+from dbfleet.executor import leaders
 
 PREFIX = "dbfleet_"
 
@@ -25,6 +27,8 @@ _TABLES = (
     "shard varchar(63) NOT NULL, epoch integer NOT NULL)",
     "CREATE TABLE IF NOT EXISTS dbfleet_sequence ("
     "name varchar(190) NOT NULL PRIMARY KEY, next_value bigint NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS dbfleet_worker ("
+    "number integer NOT NULL PRIMARY KEY, promised_ms bigint NOT NULL)",
     "CREATE TABLE IF NOT EXISTS dbfleet_unique ("
     "claim varchar(64) NOT NULL PRIMARY KEY, table_name varchar(190) NOT NULL, "
     "row_key varchar(64) NOT NULL, constraint_name varchar(190) NOT NULL, "
@@ -49,6 +53,7 @@ def control(wrapper: Any) -> Iterator[Any]:
         yield wrapper
         return
     node = wrapper.nodes.extra("control")
+    node.leader = leaders.leader_of(wrapper.nodes.keys["home"])
     try:
         node.ensure_connection()
         yield node
@@ -162,7 +167,7 @@ def _even(shards: tuple[str, ...], slots: int) -> list[tuple[Any, ...]]:
 
 
 def create_tables(engine: Any, node: Any) -> None:
-    """Create what is missing; up to four round trips.
+    """Create what is missing; a round trip for each table.
 
     Of two processes at once one may get an error that means "it is there now"; an
     error that means anything else comes back with the first use of the table.

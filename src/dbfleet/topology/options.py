@@ -18,6 +18,7 @@ from dbfleet.topology.snapshot import (
     DEFAULT_LIMITS,
     DEFAULT_SLOTS,
     CommitMode,
+    FanoutLimits,
     GatherLimits,
 )
 
@@ -96,6 +97,35 @@ def read_limits(where: str, given: object, mistakes: Mistakes) -> dict[str, int]
         else:
             limits[key.lower()] = value
     return limits
+
+
+def read_fanout(given: object, mistakes: Mistakes) -> FanoutLimits:
+    """``DBFLEET["FANOUT"]``; a wrong limit keeps its default."""
+    where = "DBFLEET['FANOUT']"
+    if not isinstance(given, Mapping):
+        mistakes.add("E004", where, "must be a dict, e.g. {'DEADLINE_S': 30}")
+        return FanoutLimits()
+    known = {name.upper(): name for name in FanoutLimits._fields}
+    limits: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in known:
+            mistakes.add("E006", where, unknown_name(key, tuple(known)))
+        elif key == "DEADLINE_S":
+            is_time = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is None or (is_time and value > 0):
+                limits[known[key]] = value
+            else:
+                mistakes.add(
+                    "E004",
+                    where,
+                    f"DEADLINE_S must be a positive number of seconds, or None for "
+                    f"never, not {value!r}",
+                )
+        elif is_positive(value):
+            limits[known[key]] = value
+        else:
+            mistakes.add("E004", where, f"{key} must be a positive int, not {value!r}")
+    return FanoutLimits(**limits)
 
 
 def read_zone(where: str, given: object, mistakes: Mistakes) -> str:

@@ -39,6 +39,17 @@ class GatherLimits(NamedTuple):
 DEFAULT_LIMITS = GatherLimits()
 
 
+class FanoutLimits(NamedTuple):
+    """How many nodes a statement over several shards uses at once, and how long."""
+
+    #: nodes that one statement uses at a time
+    max_parallel: int = 16
+    #: threads of the process for all statements
+    max_threads: int = 64
+    #: after so many seconds such a statement is given up; None: never
+    deadline_s: float | None = 60.0
+
+
 class ClusterTopology(NamedTuple):
     """A primary and its replicas, by node name."""
 

@@ -96,12 +96,16 @@ class FleetTransaction:
         """Whether it is open, and not merely a test's own around the tested code."""
         return self.is_open and not (emulated and emulated.is_harness(self.wrapper))
 
+    @property
+    def is_aborted(self) -> bool:
+        """Whether a node failed, so that only a rollback is accepted; no I/O."""
+        nodes = [self.wrapper, *(p.node for p in self.enlisted.values())]
+        engine = self.engine
+        return engine.aborts_on_error and any(map(engine.is_aborted, nodes))
+
     def check_usable(self) -> None:
         """Refuse statements once one node has failed, as one server would."""
-        if not self.engine.aborts_on_error:
-            return
-        nodes = [self.wrapper, *(p.node for p in self.enlisted.values())]
-        if any(self.engine.is_aborted(node) for node in nodes):
+        if self.is_aborted:
             self.wrapper.validate_no_broken_transaction()
             raise TransactionAborted(
                 "current transaction is aborted, commands ignored until end of "

@@ -7,9 +7,15 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dbfleet.errors import FleetError
-from dbfleet.management import drain, route, status, undrain
+from dbfleet.management import drain, ids, route, status, undrain
 
-SUBCOMMANDS = {"status": status, "route": route, "drain": drain, "undrain": undrain}
+SUBCOMMANDS = {
+    "status": status,
+    "route": route,
+    "drain": drain,
+    "undrain": undrain,
+    "ids": ids,
+}
 
 
 class Command(BaseCommand):

@@ -1,0 +1,222 @@
+"""Aggregates that shards compute for their own rows, to be combined afterwards.
+
+What an average or a deviation needs besides is asked for in hidden columns. Where a
+group lies on one shard as a whole nothing is to be combined: that is a plain merge.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import (
+    Aggregate,
+    Avg,
+    Count,
+    Max,
+    Min,
+    StdDev,
+    Sum,
+    Value,
+    Variance,
+)
+from django.db.models.expressions import Col
+from django.db.models.functions import Coalesce
+
+from dbfleet import lexer
+from dbfleet.planner.colocation import Spread, Unproved
+from dbfleet.planner.merging import Column, Columns, Merge, bare, order_of
+from dbfleet.planner.uses import Facts, Statement
+
+_NUMBERS = lexer.word_set("""
+    AutoField BigAutoField SmallAutoField IntegerField BigIntegerField
+    SmallIntegerField PositiveIntegerField PositiveBigIntegerField
+    PositiveSmallIntegerField DecimalField FloatField
+""")
+_BINARY_FRACTIONS = _NUMBERS - {"DecimalField"}
+#: aggregates of other modules that are combined by the name of their class
+_BY_NAME = {
+    "BoolAnd": "all",
+    "BoolOr": "any",
+    "BitAnd": "and",
+    "BitOr": "or",
+    "BitXor": "xor",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Combine:
+    """How one column of the answer comes from the same column of each shard.
+
+    ``kind``: ``count``, ``sum``, ``min``, ``max``, ``avg``, ``var_pop``,
+    ``var_samp``, ``stddev_pop``, ``stddev_samp``, ``all``, ``any``, ``and``, ``or``,
+    ``xor``. ``parts`` are the hidden columns it needs: sum and count of an average;
+    count, average and population variance of a deviation.
+    """
+
+    at: int
+    #: the bare aggregate; where it has a default, another column than ``at``, which
+    #: then has what stands for NULL
+    bare: int
+    kind: str
+    parts: tuple[int, ...] = ()
+    #: min and max: how values compare
+    column: Column | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Groups of all shards are brought together by ``groups``, then merged."""
+
+    merge: Merge
+    groups: tuple[Column, ...]
+    combines: tuple[Combine, ...]
+
+    def describe(self) -> str:
+        kinds = ", ".join(combine.kind for combine in self.combines)
+        by = ", ".join(str(column.at + 1) for column in self.groups)
+        return f"{kinds}{f' by column {by}' if by else ''}; {self.merge.describe()}"
+
+
+def aggregates(statement: Statement) -> bool:
+    """Whether a statement's rows are made of several rows."""
+    return statement.outer.query.group_by is not None or any(
+        getattr(expression, "contains_aggregate", False)
+        for expression, _, _ in statement.outer.shape.chosen
+    )
+
+
+def is_grouped_by_shard(statement: Statement, spread: Spread) -> bool:
+    """Whether all rows of a group lie on one shard: its key is grouped by."""
+    query = statement.outer.query
+    if query.group_by is None or query is not spread.block.query:
+        return False
+    return _fix_shard(statement.outer.shape.grouped, spread)
+
+
+def _fix_shard(expressions: Iterable[Any], spread: Spread) -> bool:
+    """Whether rows with equal values of these lie on one shard."""
+    columns = {
+        (expression.alias, expression.target.column)
+        for expression in map(bare, expressions)
+        if isinstance(expression, Col)
+    }
+    return bool(spread.placing) and all(part & columns for part in spread.placing)
+
+
+def partial_of(facts: Facts, statement: Statement, spread: Spread) -> Partial:
+    """How the aggregates of a statement are combined; raises Unproved."""
+    query, shape = statement.outer.query, statement.outer.shape
+    if query.distinct:
+        raise Unproved("it keeps distinct ones of what is aggregated")
+    if shape.has_having:
+        raise Unproved("its HAVING looks at groups of all shards")
+    if query is not spread.block.query:
+        _check_inner(spread)
+    columns = Columns(facts, statement)
+    groups = {}
+    for expression in shape.grouped:
+        at = columns.at(bare(expression))
+        groups[at] = columns.column(at)
+    keys = order_of(facts, columns)
+    combines = []
+    for at in dict.fromkeys([*range(columns.width), *(key.column.at for key in keys)]):
+        expression = columns.expressions[at]
+        if getattr(expression, "contains_aggregate", False):
+            combines.append(_combine(columns, spread, at))
+        elif at not in groups and not isinstance(expression, Value):
+            raise Unproved("a column is neither grouped by nor aggregated")
+    merge = Merge(
+        columns.width, keys, columns.hidden, None, query.low_mark, query.high_mark
+    )
+    return Partial(merge, tuple(groups.values()), tuple(combines))
+
+
+def _check_inner(spread: Spread) -> None:
+    """A subquery that is aggregated must give each shard its own rows."""
+    query, shape = spread.block.query, spread.block.compiler.shape
+    chosen = [expression for expression, _, _ in shape.chosen]
+    is_own = not query.is_sliced and not query.distinct_fields
+    if query.distinct:
+        is_own = is_own and _fix_shard(chosen, spread)
+    if query.group_by is not None:
+        is_own = is_own and _fix_shard(shape.grouped, spread)
+    elif any(getattr(one, "contains_aggregate", False) for one in chosen):
+        is_own = False
+    if not is_own:
+        raise Unproved("it aggregates rows that are chosen over all shards")
+
+
+def _combine(columns: Columns, spread: Spread, at: int) -> Combine:
+    expression, own = columns.expressions[at], at
+    if isinstance(expression, Coalesce):
+        expression, *others = expression.get_source_expressions()
+        is_default = len(others) == 1 and isinstance(others[0], Value)
+        if not is_default or not isinstance(expression, Aggregate):
+            raise Unproved("an aggregate stands within an expression")
+        own = columns.at(expression)
+    if not isinstance(expression, Aggregate):
+        raise Unproved("an aggregate stands within an expression")
+    if getattr(expression, "distinct", False):
+        _check_distinct(expression, spread)
+    if getattr(expression, "order_by", None):
+        raise Unproved("an aggregate has an order of its own")
+    kind: Any = type(expression)
+    if kind is Count:
+        return Combine(at, own, "count")
+    if kind is Sum:
+        _check_number(expression, _NUMBERS)
+        return Combine(at, own, "sum")
+    if kind in (Min, Max):
+        return Combine(at, own, kind.__name__.lower(), column=columns.column(own))
+    if kind is Avg:
+        _check_number(expression, _NUMBERS)
+        parts = columns.at(_as(expression, Sum)), columns.at(_as(expression, Count))
+        return Combine(at, own, "avg", parts)
+    if kind in (StdDev, Variance):
+        return Combine(at, own, *_deviation(columns, expression))
+    if kind.__name__ in _BY_NAME:
+        return Combine(at, own, _BY_NAME[kind.__name__])
+    raise Unproved(f"{kind.__name__} cannot be put together from its parts")
+
+
+def _deviation(columns: Columns, aggregate: Any) -> tuple[str, tuple[int, ...]]:
+    is_whole = columns.facts.engine.has_whole_deviations
+    _check_number(aggregate, _BINARY_FRACTIONS if is_whole else {"FloatField"})
+    is_sample = str(aggregate.function).upper().endswith("SAMP")
+    if is_sample and not columns.facts.engine.has_null_samples:
+        raise Unproved("a shard of one row has no sample's deviation")
+    variance = _as(aggregate, Variance)
+    variance.function = "VAR_POP"
+    wanted = _as(aggregate, Count), _as(aggregate, Avg), variance
+    return str(aggregate.function).lower(), tuple(map(columns.at, wanted))
+
+
+def _check_distinct(aggregate: Any, spread: Spread) -> None:
+    """Equal values lie on one shard if they are what places a row."""
+    source = aggregate.get_source_expressions()[0]
+    if isinstance(source, Col) and len(spread.placing) == 1:
+        column: Any = source.target.column
+        if (source.alias, column) in spread.placing[0]:
+            return
+    raise Unproved("distinct values of all shards are aggregated")
+
+
+def _check_number(aggregate: Any, kinds: AbstractSet[str]) -> None:
+    source = aggregate.get_source_expressions()[0]
+    field = getattr(source, "_output_field_or_none", None)
+    while field is not None and field.remote_field:
+        field = field.target_field
+    if field is None or field.get_internal_type() not in kinds:
+        raise Unproved(f"{type(aggregate).__name__} of what is no plain number")
+
+
+def _as(aggregate: Any, kind: type) -> Any:
+    """The same values, rows and filter under another function."""
+    found = copy.copy(aggregate)
+    found.__class__ = kind
+    found.__dict__.pop("function", None)
+    return found
