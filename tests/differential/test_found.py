@@ -58,6 +58,34 @@ def files(tmp_path: Any) -> dict[str, Any]:
     }
 
 
+def test_a_row_that_is_not_stored_gives_up_no_other_rows_claims(
+    project: Make, tmp_path: Any
+) -> None:
+    """Rows of two shards with one primary key: the one that loses leaves the claim."""
+    found = made(project, files(tmp_path)).run(
+        """
+        from app.models import Customer, Order
+        from django.db import IntegrityError
+
+        Customer.objects.bulk_create([Customer(pk=n, name=str(n)) for n in range(9)])
+        Order.objects.create(pk=69, customer_id=0)
+        for customer in range(1, 9):
+            Order.objects.bulk_create(
+                [Order(pk=69, customer_id=customer)], ignore_conflicts=True
+            )
+        stored = list(Order.objects.values_list("pk", "customer"))
+        refused = 0
+        for customer in range(1, 9):
+            try:
+                Order.objects.create(pk=69, customer_id=customer)
+            except IntegrityError:
+                refused += 1
+        result = [stored, refused]
+        """
+    )
+    assert found == [[[69, 0]], 8]
+
+
 def test_the_first_of_equal_rows_stays(project: Make, tmp_path: Any) -> None:
     """A row that loses to a stored one does not take the next one with it."""
     found = made(project, files(tmp_path)).run(

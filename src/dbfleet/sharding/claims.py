@@ -306,13 +306,17 @@ class Claims:
     def release(self, claims: Collection[Claim]) -> None:
         """Let go of claims, except those that another row holds."""
         for batch in _batches(claims):
-            # By primary key: a scan would wait for claims that are not concerned.
-            keys = list(dict.fromkeys(claim.row_key for claim in batch))
+            # By primary key: a scan would wait for claims that are not concerned. A
+            # row of another shard may have the same row key.
+            one = "(claim = %s AND row_key = %s AND shard = %s)"
             self.engine.run(
                 self.wrapper,
                 f"DELETE FROM dbfleet_unique WHERE claim IN ({_marks(batch)}) "
-                f"AND row_key IN ({_marks(keys)})",
-                [*(claim.claim for claim in batch), *keys],
+                f"AND ({' OR '.join([one] * len(batch))})",
+                [
+                    *(claim.claim for claim in batch),
+                    *(v for c in batch for v in (c.claim, c.row_key, c.shard)),
+                ],
             ).close()
 
     def _violated(self, batch: Sequence[Claim], pending: list[str]) -> IntegrityError:

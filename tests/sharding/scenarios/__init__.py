@@ -31,9 +31,13 @@ def names(module: str) -> list[str]:
 
 
 def run(module: str) -> dict[str, str | None]:
-    """Run every check of a module; name -> its traceback, None if it passed."""
+    """Run every check of a module; name -> its traceback, None if it passed.
+
+    A module may have a ``SCOPE``, in which its checks run.
+    """
     loaded = import_module(f"{__name__}.{module}")
-    found = {name: _failure(getattr(loaded, name)) for name in names(module)}
+    with getattr(loaded, "SCOPE", contextlib.nullcontext)():
+        found = {name: _failure(getattr(loaded, name)) for name in names(module)}
     while _eyes:
         _eyes.popitem()[1].close()
     return found

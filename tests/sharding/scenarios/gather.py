@@ -14,9 +14,12 @@ from django.db.models.functions import Lower, TruncHour
 from django.test import override_settings
 
 from dbfleet.errors import GatherLimitExceeded
+from dbfleet.planner.forced import gathering
 from tests.sharding.scenarios import engine, on_node, refused, same
 from tests.sharding.shop.models import Customer, Parcel, Reading, Setting, Tag, Visit
 
+#: no other rung is taken: what can be merged is gathered as well
+SCOPE = gathering
 #: rows up to which PostgreSQL gets them inline, in the statement itself
 INLINE_ROWS = (1, 10, 1000)
 

@@ -194,7 +194,8 @@ class Rig:
 
         Its data is copied anew: an old primary may hold what the new one lacks.
         """
-        name = self._unique(f"{server.name}-again")
+        # However often: a name is part of a path, whose length has a limit.
+        name = self._unique(f"{server.name.partition('-again')[0]}-again")
         replica = REPLICAS[server.engine](name, primary)
         server.kill()
         replica.port = server.port
