@@ -55,6 +55,7 @@ class FleetSettings(NamedTuple):
     probe_after_s: float | None = 0.5
     gather: Mapping[str, int] = FrozenDict()
     fanout: FanoutLimits = FanoutLimits()
+    self_check: float = 0.0
     ids: Mapping[str, str] = FrozenDict()
     carriers: CarrierSettings = CarrierSettings()
 
@@ -180,6 +181,7 @@ KEYS = (
     "POLICY",
     "PROBE_AFTER_S",
     "REFERENCE",
+    "SELF_CHECK",
     "SHARD_KEYS",
     "WAIT_TIMEOUT_S",
     "ZONE",
@@ -191,15 +193,16 @@ def _read_health(given: Mapping[str, object], mistakes: Mistakes) -> dict[str, A
     found: dict[str, Any] = {}
     if "ZONE" in given:
         read_zone("DBFLEET['ZONE']", given["ZONE"], mistakes)
-    share = given.get("MAX_EJECTED_SHARE", 0.5)
-    if isinstance(share, int | float) and 0 <= share <= 1:
-        found["max_ejected_share"] = float(share)
-    else:
-        mistakes.add(
-            "E004",
-            "DBFLEET['MAX_EJECTED_SHARE']",
-            f"must be a share between 0 and 1, not {share!r}",
-        )
+    for key, default in (("MAX_EJECTED_SHARE", 0.5), ("SELF_CHECK", 0.0)):
+        share = given.get(key, default)
+        if isinstance(share, int | float) and 0 <= share <= 1:
+            found[key.lower()] = float(share)
+        else:
+            mistakes.add(
+                "E004",
+                f"DBFLEET[{key!r}]",
+                f"must be a share between 0 and 1, not {share!r}",
+            )
     drains = given.get("DRAINS", False)
     if isinstance(drains, bool):
         found["drains"] = drains

@@ -41,8 +41,12 @@ def test_a_gather_over_its_limit(
     found = sharded(more={"GATHER": limits}).run(
         FILL
         + """
+from django.db.models.functions import Now
+
+
 def everything():
-    return list(Order.objects.exclude(text="y").order_by("text", "id"))
+    orders = Order.objects.exclude(text="y").order_by("text", "id")
+    return list(orders.annotate(now=Now()))  # in one place: gathered
 
 
 errors = [refused(everything)]

@@ -170,10 +170,9 @@ class FleetMixin:
     def ensure_timezone(self) -> bool:
         # Django calls this when the time zone was changed; every node answers in it.
         if self.nodes is not None:
-            for node in self.nodes.opened():
-                node.__dict__.pop("timezone", None)
-                node.__dict__.pop("timezone_name", None)
-                node.ensure_timezone()
+            self.nodes.ensure_timezone()
+            if self.transaction.enlisted:
+                self.transaction.changed_timezone = True
         return bool(super().ensure_timezone())  # type: ignore[misc]
 
     # -- transactions -----------------------------------------------------------

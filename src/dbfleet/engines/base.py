@@ -424,6 +424,10 @@ class Engine:
         codes. One round trip."""
         return ""
 
+    def can_rank(self, home: Any) -> bool:
+        """Whether a server has what :meth:`rank` takes; a round trip at most once."""
+        return True
+
     def rank(
         self, home: Any, texts: Sequence[str], source: tuple[str, str] | None
     ) -> dict[str, int]:

@@ -39,6 +39,9 @@ class MySQLMerging(Engine):
     def text_order(self, node: Any) -> str | None:
         return "by column"
 
+    def can_rank(self, home: Any) -> bool:
+        return not home.mysql_is_mariadb or home.mysql_version >= (10, 6)
+
     def rank(
         self, home: Any, texts: Sequence[str], source: tuple[str, str] | None
     ) -> dict[str, int]:

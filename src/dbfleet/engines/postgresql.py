@@ -287,7 +287,8 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
         if table not in cache:
             rows = self.fetch(
                 home,
-                "SELECT a.attname, format_type(a.atttypid, NULL), "
+                # -1, as NULL would spell any char(n) as character, which is char(1).
+                "SELECT a.attname, format_type(a.atttypid, -1), "
                 "CASE WHEN a.attcollation <> t.typcollation THEN "
                 "quote_ident(n.nspname) || '.' || quote_ident(c.collname) END "
                 "FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "

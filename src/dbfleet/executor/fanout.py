@@ -29,6 +29,8 @@ from dbfleet.topology.snapshot import FanoutLimits
 
 #: how long the other nodes are given to end when one has failed
 CANCEL_S = 2.0
+#: after which a statement that did not end is cancelled again
+AGAIN_S = 0.2
 #: and their threads, once their connections were given up
 END_S = 0.5
 
@@ -81,9 +83,6 @@ def run(alias: str, jobs: Mapping[str, Job], limits: FanoutLimits) -> dict[str, 
     Raises the error of the first one that failed, or FanoutTimeout E505; the others
     are cancelled before.
     """
-    if len(jobs) == 1:
-        [(cluster, job)] = jobs.items()
-        return {cluster: job.run()}
     ends_at = math.inf
     if limits.deadline_s is not None:
         ends_at = time.monotonic() + limits.deadline_s
@@ -114,18 +113,22 @@ def run(alias: str, jobs: Mapping[str, Job], limits: FanoutLimits) -> dict[str, 
     return found
 
 
-def _end(jobs: Mapping[str, Job], running: dict[Future[Any], str]) -> None:
+def _end(jobs: Mapping[str, Job], running: Mapping[Future[Any], str]) -> None:
     ends_at = time.monotonic() + CANCEL_S
-    for future, cluster in running.items():
-        if not future.cancel() and not future.done():
-            # The error that led here is the one to be told.
-            with contextlib.suppress(Exception):
-                jobs[cluster].cancel(max(0.1, ends_at - time.monotonic()))
-    still = [future for future in running if not future.cancelled()]
-    _, stuck = wait(still, max(0.0, ends_at - time.monotonic()))
-    for future in stuck:
-        jobs[running[future]].abandon()
-    wait(stuck, END_S)
+    left = {future: name for future, name in running.items() if not future.cancel()}
+    while left and time.monotonic() < ends_at:
+        for future, cluster in left.items():
+            if not future.done():
+                # The error that led here is the one to be told.
+                with contextlib.suppress(Exception):
+                    jobs[cluster].cancel(max(0.1, ends_at - time.monotonic()))
+        # Again: a cancellation that arrives before its statement ends nothing.
+        again_s = min(AGAIN_S, ends_at - time.monotonic())
+        _, still = wait(left, max(0.0, again_s))
+        left = {future: left[future] for future in still}
+    for cluster in left.values():
+        jobs[cluster].abandon()
+    wait(left, END_S)
 
 
 def _too_slow(alias: str, clusters: list[str], limits: FanoutLimits) -> FanoutTimeout:

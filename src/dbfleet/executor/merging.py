@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from dbfleet import conf
 from dbfleet.engines import GatheredRows
 from dbfleet.errors import PageTooDeep
-from dbfleet.executor import fanout
+from dbfleet.executor import fanout, selfcheck
 from dbfleet.executor.combining import combined
 from dbfleet.executor.emulated import emulated
 from dbfleet.executor.ordering import Distinct, Ranks, Row, in_order, texts_of
@@ -87,7 +87,23 @@ class Merger:
 
     def run(self, sql: str, params: Any) -> GatheredRows:
         """The whole answer, complete in memory; one round trip to each shard, at
-        once, and one to home where text is ordered by a collation."""
+        once, and one to home where text is ordered by a collation.
+
+        A share ``SELF_CHECK`` of the answers is compared with a gather's.
+        """
+        found = self._run(sql, params)
+        if not self.locks and selfcheck.is_due(conf.settings().self_check):
+            selfcheck.check(
+                self.wrapper.alias,
+                self.merge,
+                {column.at for column in self._compared() if column.is_text},
+                partial(self._run, sql, params),
+                partial(self.gathered, sql, params),
+                found,
+            )
+        return found
+
+    def _run(self, sql: str, params: Any) -> GatheredRows:
         answers = self._answers()
         description = next(iter(answers.values())).description
         rows = [row for answer in answers.values() for row in answer.rows]
@@ -124,7 +140,8 @@ class Merger:
         cursors: Mapping[str, ShardCursor],
     ) -> dict[str, Any]:
         """Each step's result, in the order of the shards; at once, where that helps."""
-        if self.wrapper.engine.is_local or emulated or self.locks:
+        is_alone = len(self.route.clusters) == 1
+        if is_alone or self.wrapper.engine.is_local or emulated or self.locks:
             return {cluster: step() for cluster, step in steps.items()}
         jobs = {
             cluster: fanout.Job(step, cursors[cluster].cancel, cursors[cluster].abandon)
@@ -157,8 +174,9 @@ class Merger:
         if not columns or self._is_bytewise():
             return {}
         texts = texts_of(rows, columns)
-        home = self.routing.node(HOME, is_write=False)
-        engine = self.wrapper.engine
+        home, engine = self._reader(HOME), self.wrapper.engine
+        if not engine.can_rank(home):
+            raise NotAsDeclared("this server cannot be asked for the order of texts")
         return {
             column.at: engine.rank(home, found, column.source)
             for column, found in texts.items()
@@ -176,6 +194,12 @@ class Merger:
                 found.append(column)
         return list(dict.fromkeys(found))
 
+    def _reader(self, cluster: str) -> Any:
+        """A node that may be asked something about its database."""
+        if self.route.replica_ok:
+            return self.routing.reader(cluster, self.query)
+        return self.routing.node(cluster, is_write=False)
+
     def _compared(self) -> Iterator[Column]:
         yield from self.merge.columns
         if self.partial is not None:
@@ -190,7 +214,7 @@ class Merger:
             settings = self.wrapper.settings_dict["NODES"][name]
             known = name, str(settings["NAME"])
             if known not in _text_orders:
-                node = self.routing.node(cluster, is_write=False)
+                node = self._reader(cluster)
                 _text_orders[known] = engine.text_order(node)
             orders.add(_text_orders[known])
         if len(orders) > 1:

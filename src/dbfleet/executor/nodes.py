@@ -503,6 +503,13 @@ class NodeSet:
 
     # -- all ------------------------------------------------------------------
 
+    def ensure_timezone(self) -> None:
+        """Have every node answer in the time zone that the settings say now."""
+        for node in self.opened():
+            node.__dict__.pop("timezone", None)
+            node.__dict__.pop("timezone_name", None)
+            node.ensure_timezone()
+
     def opened(self) -> Iterator[Any]:
         """Every node that has been asked for, home excluded."""
         yield from (*self._open.values(), *self._leaving.values())

@@ -54,6 +54,8 @@ def comparable(column: Column, ranks: Ranks, values: list[Any]) -> Callable[[Any
     if own is not None:
         return lambda value: own[value] if isinstance(value, str) else value
     kinds = {type(value) for value in values if value is not None}
+    if kinds <= _BYTES:
+        return bytes
     if not kinds <= {float, Decimal} or not any(map(is_nan, values)):
         if len(kinds) <= 1 or kinds <= _NUMBERS:
             return _same
@@ -62,6 +64,7 @@ def comparable(column: Column, ranks: Ranks, values: list[Any]) -> Callable[[Any
 
 
 _NUMBERS = {int, float, bool, Decimal}
+_BYTES = {bytes, bytearray, memoryview}
 
 
 def is_nan(value: Any) -> bool:

@@ -7,8 +7,11 @@ asked again. So at most two portions of each shard are in memory.
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any
+
+from django.db.utils import Error
 
 from dbfleet.executor.cursors import RowsCursor
 from dbfleet.executor.merging import Merger, NotAsDeclared, ShardCursor
@@ -113,8 +116,10 @@ class StreamMergeCursor(RowsCursor):
 
     def close(self) -> None:
         cursors, self._cursors, self._buffers = self._cursors, {}, {}
+        # What led here is to be told, not that a connection went with it.
         for cursor in cursors.values():
-            cursor.close()
+            with contextlib.suppress(Error, self._merger.wrapper.Database.Error):
+                cursor.close()
 
     def fetchone(self) -> Any:
         rows = self.fetchmany(1)

@@ -171,11 +171,12 @@ class KeyedWriter(Writer):
     def _write(self, steps: list[Step], values: list[Any], order_by: Any) -> int:
         written = {field.column for field, _, _ in values}
         rules = [rule for rule in self.rules if rule.columns & written]
-        if written & set(self.table.pk_columns):
-            rules = list(self.rules)  # every claim names its row by the primary key
+        moves = self.routing.moves_rows(self.table, written)
+        if moves or written & set(self.table.pk_columns):
+            # Every claim names its row by the primary key, and the shard it is on.
+            rules = list(self.rules)
         before = self._claims_in(steps, rules, locks=True)
         count = 0
-        moves = self.routing.moves_rows(self.table, written)
         for step in steps:
             counts = [
                 self._update(c, step, order_by, moves=moves)

@@ -69,6 +69,8 @@ class FleetTransaction:
         self.home_wrote = False
         #: a statement reached home, so the session may have seen something there
         self.home_touched = False
+        #: the time zone of nodes was set within the transaction
+        self.changed_timezone = False
         #: a transaction of one statement, begun by us under autocommit
         self.is_internal = False
         self._home_begun = False
@@ -198,6 +200,8 @@ class FleetTransaction:
             del self.savepoints[self.savepoints.index(name) + 1 :]
         for part in self.enlisted.values():
             self.engine.rollback_to(part.node, name)
+        if self.changed_timezone:
+            self.wrapper.nodes.ensure_timezone()
 
     def release(self, name: str) -> None:
         """Forget the savepoint and those set after it."""
@@ -530,3 +534,7 @@ class FleetTransaction:
         self.savepoints.clear()
         self.home_wrote = self.home_touched = False
         self._id = ""
+        if self.changed_timezone:
+            # What a transaction set its rollback, also to a savepoint, sets back.
+            self.changed_timezone = False
+            self.wrapper.nodes.ensure_timezone()

@@ -19,7 +19,7 @@ from tests.faults.replicas.servers import DATABASE, Servers
 LOSES_S = 0.2
 #: how long the old primary takes writes after the new one does
 RETURNS_S = 0.7
-CATCH_UP_TIMEOUT_S = 30.0
+CATCH_UP_TIMEOUT_S = 120.0
 
 
 class Promotions:

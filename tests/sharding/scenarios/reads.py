@@ -18,7 +18,7 @@ from django.db.models import (
     Sum,
     Window,
 )
-from django.db.models.functions import Lag, Rank
+from django.db.models.functions import Lag, Now, Rank
 
 import dbfleet
 from dbfleet.errors import RouteRefused
@@ -230,8 +230,14 @@ def check_a_route_says_what_happens_and_why() -> None:
     same((str(route.rung), route.clusters), ("one node", (shard,)))
     same(route.nodes, (f"default/{shard}/primary",))
     same("shop.Parcel (region)" in route.reason, True)
-    gathered = Parcel.objects.filter(weight=1).explain_route()
+    merged = Parcel.objects.filter(weight=1).explain_route()
+    same((str(merged.rung), merged.clusters), ("stream merge", SHARDS))
+    same(merged.nodes, tuple(f"default/{name}/primary" for name in SHARDS))
+    counted = Parcel.objects.values("weight").annotate(n=Count("pk")).explain_route()
+    same((str(counted.rung), counted.clusters), ("partial aggregate", SHARDS))
+    gathered = Parcel.objects.filter(weight=1).annotate(at=Now()).explain_route()
     same((str(gathered.rung), gathered.clusters), ("gather", SHARDS))
+    same("Now has to be computed in one place" in gathered.reason, True)
     same(gathered.nodes, tuple(f"default/{name}/primary" for name in SHARDS))
     same("weight" in gathered.fragments[0].where, True)
     same(Setting.objects.explain_route().nodes, ("default/home/primary",))
