@@ -1,0 +1,19 @@
+"""Wrong answers that other systems were reported to give, asked of a fleet and of one
+database of the same vendor: the answers are the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.merging import scenarios
+from tests.merging.fleet import MergingProject
+
+
+@pytest.mark.parametrize("check", scenarios.names("published"))
+def test_numbers_and_places(fleet: MergingProject, check: str) -> None:
+    fleet.pass_or_fail("published", check)
+
+
+@pytest.mark.parametrize("check", scenarios.names("texts"))
+def test_texts(fleet: MergingProject, check: str) -> None:
+    fleet.pass_or_fail("texts", check)
