@@ -25,7 +25,7 @@ MB = 1024
 
 def main() -> int:
     django.setup()
-    actions = {"fill": fill, "near": near, "far": far}
+    actions: dict[str, Callable[..., Any]] = {"fill": fill, "near": near, "far": far}
     for line in sys.stdin:
         what, options = json.loads(line)
         print(json.dumps(actions[what](**options)), flush=True)
@@ -44,7 +44,7 @@ def fill(rows: int) -> int:
         call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
     _copy("default", {"default": connections["default"]}, rows)
     for alias in ("four", "eight"):
-        wrapper = connections[alias]
+        wrapper: Any = connections[alias]
         nodes = {s: wrapper.nodes.primary(s) for s in wrapper.topology.shards}
         count = rows if alias == "four" else min(rows, 200_000)
         _copy(alias, nodes, count)
