@@ -63,6 +63,8 @@ class Choice(NamedTuple):
     wants: tuple[Position, ...] = ()
     #: the primary, for want of a replica
     is_fallback: bool = False
+    #: in which epoch of what is known of the replica it was chosen
+    epoch: int = 0
 
 
 class Replicas:
@@ -240,7 +242,7 @@ class Replicas:
         wants = tuple(w for w in state.floors if not self.engine.covers(known, (w,)))
         if not wants:
             state.proved = known
-        return Choice(node, name, wants)
+        return Choice(node, name, wants, epoch=applied.epoch(name))
 
     def _admitted(self, cluster: str, name: str) -> Any:
         """A replica, connected, that may be read from now; else None."""
@@ -316,7 +318,7 @@ class Replicas:
         after a promotion. Raises WriteLost."""
         if have is None or choice.name is None:
             return have is not None
-        applied.learn(self.engine, choice.name, have)
+        applied.learn(self.engine, choice.name, have, choice.epoch)
         key = self.nodes.keys[cluster]
         if leaders.saw_timeline(key, have.timeline):
             self.nodes.leaders.search(cluster)

@@ -73,10 +73,10 @@ def bound_s(
             return None
         saw(cluster, now, position)
     if now - _asked.get(node, float("-inf")) > enough_s / 2:
-        _asked[node] = now
+        _asked[node], epoch = now, applied.epoch(node)
         have = ask_replica()
         if have is not None:
-            applied.learn(engine, node, have)
+            applied.learn(engine, node, have, epoch)
     return known_s(engine, cluster, node)
 
 

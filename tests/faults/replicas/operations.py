@@ -217,8 +217,10 @@ class Client:
         self._note(kind, level, at, outcome, rows, found, error)
 
     def _before(self, level: str) -> Any:
-        """What a read at that level has to show, and of which history."""
-        return self.recorder.shared.leader[1], self._least(level)
+        """What a read at that level has to show, of which history, and what had been
+        acknowledged to anybody."""
+        shared = self.recorder.shared
+        return shared.leader[1], self._least(level), list(shared.acknowledged)
 
     def _least(self, level: str) -> Any:
         if level in ("strong", "atomic"):
@@ -228,12 +230,14 @@ class Client:
         return None
 
     def seen_rows(
-        self, rows: list[Row], level: str, before: Any = (0, None)
+        self, rows: list[Row], level: str, before: Any = (0, None, None)
     ) -> list[str]:
         """Check rows that were read; sessions remember those of their own level."""
         found = []
         started = self.recorder.shared.started
-        history, least = before
+        history, least, answered = before
+        if connection.vendor != "postgresql" or not self._was_on_primary(level):
+            answered = None
         if history % 2 or history != self.recorder.shared.leader[1]:
             least = None  # what was acknowledged may be lost, and that is told
         for row in rows:
@@ -241,9 +245,13 @@ class Client:
             if least is not None:
                 found += promises.recent(row, least, level)
             if level in ("session", "strong", "atomic"):
-                found += self.promises.read(row)
+                found += self.promises.read(row, answered)
                 self._seen = row.register, row.counter
+        self.recorder.lacked_unanswered(self.promises)
         return found
+
+    def _was_on_primary(self, level: str) -> bool:
+        return level == "atomic" or "primary" in self.recorder.answered()
 
     def read_line(self) -> None:
         """Count a line that this session has appended."""

@@ -125,6 +125,13 @@ class Recorder:
         if self._stops:
             self.shared.is_over[0] = 1
 
+    def lacked_unanswered(self, promises: Any) -> None:
+        """Count reads of a primary that lacked commits unanswered as yet."""
+        if promises.unanswered:
+            what = "read of a primary", "without a commit that was not answered yet"
+            self.outcomes[what] += promises.unanswered
+            promises.unanswered = 0
+
     def answered(self) -> str:
         return _node.get()
 

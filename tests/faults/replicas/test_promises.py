@@ -38,6 +38,20 @@ def test_a_session_never_goes_back() -> None:
     assert session.read(Row(2, 8, 0, 0)) == []
 
 
+def test_a_primary_may_lack_what_its_writer_was_not_answered_yet() -> None:
+    session = Promises()
+    assert session.read(Row(2, 7, 0, 0)) == []
+    assert session.read(Row(2, 6, 0, 0), [0, 0, 6]) == []
+    assert session.unanswered == 1
+    violated = ["monotonic reads: register 2 is 6 < 7"]
+    assert session.read(Row(2, 6, 0, 0), [0, 0, 7]) == violated  # it was answered
+    assert session.read(Row(2, 6, 0, 0)) == violated  # on a replica
+    session.wrote(2, 8)
+    assert session.read(Row(2, 7, 0, 0), [0, 0, 7]) == [
+        "read-your-writes: register 2 is 7 < 8"
+    ]
+
+
 def test_what_a_row_follows_is_demanded() -> None:
     session = Promises()
     assert session.read(Row(4, 1, 5, 9)) == []
