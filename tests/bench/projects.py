@@ -11,10 +11,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pprint import pformat
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from dbfleet.testing.rig import PostgresCluster
@@ -118,10 +120,16 @@ class Worker:
         self._process.stdout.close()
 
 
-def write_projects(directory: Path, servers: PostgresCluster) -> dict[str, Project]:
-    """Write the settings of every project; returns them by name."""
+def write_projects(
+    directory: Path, servers: PostgresCluster, far: Sequence[str]
+) -> dict[str, Project]:
+    """Write the settings of every project; returns them by name.
+
+    ``far``: URLs of the replicas behind proxies that answer later.
+    """
     primary, (first, second) = servers.primary, servers.replicas
     urls = [first.url("shop"), second.url("shop")]
+    behind = urlsplit(far[0])
     shards = {name: primary.url(name) for name in SHARDS}
     router_databases = {
         "default": primary.settings("shop"),
@@ -131,11 +139,16 @@ def write_projects(directory: Path, servers: PostgresCluster) -> dict[str, Proje
     placement = 'DATABASE_ROUTERS = ["dbfleet.PlacementRouter"]'
     fleets = {
         "cluster": f"Cluster({primary.url('shop')!r}, replicas={urls!r})",
+        "far_cluster": f"Cluster({primary.url('shop')!r}, replicas={list(far)!r})",
         "sharded": f"Sharded(home={primary.url('home')!r}, shards={shards!r})",
     }
     plain = {
         "replica": {"default": first.settings("shop")},
         "primary": {"default": primary.settings("plain")},
+        "far_replica": {
+            "default": first.settings("shop")
+            | {"HOST": behind.hostname, "PORT": str(behind.port)}
+        },
     }
     sources = {
         name: _SETTINGS.format(
