@@ -260,6 +260,11 @@ class Engine:
             self.compare(have, want) is Verdict.COVERED for want in wants
         )
 
+    def is_older(self, have: Position, wants: Iterable[Position]) -> bool:
+        """Whether all that a node shows which has applied ``have``, and has shown, is
+        surely among what ``wants`` demand; no I/O."""
+        return False
+
     def merge(
         self, floors: tuple[Position, ...], more: Iterable[Position]
     ) -> tuple[Position, ...]:

@@ -62,6 +62,11 @@ class CommitCounter(Engine):
         is_current = any(want.system == head.system for head in _heads.values())
         return Verdict.BEHIND if is_current else Verdict.UNKNOWN
 
+    def is_older(self, have: Position, wants: Iterable[Position]) -> bool:
+        return any(
+            have.system == want.system and have.value < want.value for want in wants
+        )
+
     def merge(
         self, floors: tuple[Position, ...], more: Iterable[Position]
     ) -> tuple[Position, ...]:

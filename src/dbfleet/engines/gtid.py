@@ -70,6 +70,19 @@ class GtidPositions(Engine):
             worst = min(worst, verdict, key=_RANK.index)
         return worst
 
+    def is_older(self, have: Position, wants: Iterable[Position]) -> bool:
+        wants = tuple(wants)
+        if any(":" in one.value for one in wants):
+            return _is_older_set(uuidsets.parse(have.value), wants)
+        demanded: dict[tuple[str, str], int] = {}
+        for domain, server, number in (g for w in wants for g in _gtids(w.value)):
+            place = domain, server
+            demanded[place] = max(number, demanded.get(place, 0))
+        return all(
+            number <= demanded.get((domain, server), -1)
+            for domain, server, number in _gtids(have.value)
+        )
+
     def learn_history(self, primary: Any, have: Position) -> None:
         if not primary.mysql_is_mariadb:
             return  # of a set only the primary can say what it lacks: judge() asks
@@ -260,6 +273,19 @@ def _compare_sets(has: uuidsets.Sets, want: Position) -> Verdict:
     others = {n: i for n, i in has.items() if uuidsets.source_of(n) not in sources}
     known = uuidsets.union(_seen.get(source, {}) for source in sources)
     return Verdict.UNKNOWN if uuidsets.minus(others, known) else Verdict.BEHIND
+
+
+def _is_older_set(has: uuidsets.Sets, wants: Iterable[Position]) -> bool:
+    """Transactions of one source are applied in the order of their numbers; of other
+    sources a set may have what was seen to be part of what these wrote upon."""
+    demanded = uuidsets.union(uuidsets.parse(one.value) for one in wants)
+    known = uuidsets.union(_seen.get(uuidsets.source_of(name), {}) for name in demanded)
+    others = {name: found for name, found in has.items() if name not in demanded}
+    return not uuidsets.minus(others, known) and all(
+        found[-1][1] <= demanded[name][-1][1]
+        for name, found in has.items()
+        if name in demanded
+    )
 
 
 def _merged(positions: Iterable[Position]) -> tuple[Position, ...]:

@@ -67,6 +67,12 @@ class WalPositions(Engine):
             return Verdict.LOST
         return Verdict.COVERED
 
+    def is_older(self, have: Position, wants: Iterable[Position]) -> bool:
+        # A standby that receives nothing tells no timeline, and may be far ahead.
+        return have.timeline is not None and any(
+            have.timeline == want.timeline and have.value < want.value for want in wants
+        )
+
     def merge(
         self, floors: tuple[Position, ...], more: Iterable[Position]
     ) -> tuple[Position, ...]:

@@ -41,21 +41,24 @@ class ReadCursor:
         """Execute on the first node that can answer; each is tried once."""
         if self.inner is not None:
             self._drop()
-        self._is_behind = False
+        self._is_older = False
         own = self._replicas.usual(self._place)
         if own is not None and self._has_answered(own, sql, params):
+            self._replicas.stayed(self._place, own)
             if self._name is None:
                 self.fetchmany = self.inner.fetchmany  # asked for each portion of rows
             return self
-        for choice in self._replicas.choices(self._place, own, self._is_behind):
+        for choice in self._replicas.choices(self._place, own, self._is_older):
             if self._has_answered(choice, sql, params):
                 self._replicas.served(self._place, choice)
                 break
         self._ends_at = None
         return self
 
-    #: the node that was tried last proved to be too old
-    _is_behind = False
+    #: what the node that was tried last has shown is among what is demanded
+    _is_older = False
+    #: the position that a node told with its rows
+    _told: Any = None
     #: when waiting for replicas ends, for all of them together
     _ends_at: float | None = None
 
@@ -71,13 +74,13 @@ class ReadCursor:
                 return True
             if self._measured(self._is_proved, choice, sql, params):
                 return True
-            self._is_behind = True
+            self._is_older = self._replicas.is_older(choice, self._told)
             self._drop()  # a named cursor, which the statement opens again
             if self._replicas.waited(self._place.cluster, choice, self._left_s()):
                 self._measured(self._send, choice, sql, params)
                 return True
         except Error as error:
-            self._is_behind = False
+            self._is_older = False
             if self.is_over:
                 raise
             if not self._replicas.nodes.is_replaceable(choice.node, error):
@@ -141,6 +144,7 @@ class ReadCursor:
         with node.wrap_database_errors:
             self.inner = self._routing.vendor_cursor(node, self._name)
             have = self._replicas.engine.read_at(node, self.inner, str(sql), params)
+        self._told = have
         return self._replicas.is_proved(self._place.cluster, choice, have)
 
     def _primary(self) -> Any:

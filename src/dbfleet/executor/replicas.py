@@ -65,6 +65,9 @@ class Choice(NamedTuple):
     is_fallback: bool = False
     #: in which epoch of what is known of the replica it was chosen
     epoch: int = 0
+    #: the session's state at level "session", and its count of reads by then
+    state: ClusterState | None = None
+    reads: int = 0
 
 
 class Replicas:
@@ -123,21 +126,20 @@ class Replicas:
         return conf.settings().policy_for(cluster) is place.policy
 
     def choices(
-        self, place: Place, tried: Choice | None, is_behind: bool
+        self, place: Place, tried: Choice | None, is_older: bool
     ) -> Iterator[Choice]:
         """Nodes to try in turn, but for one that was; the last is the primary.
 
-        ``is_behind`` says that the one that was tried lacks what is demanded. Round
-        trips before the first: none, or one to the primary where the session has to
-        learn its position. Raises NodeUnavailable if only the primary could tell and
-        it cannot be reached.
+        ``is_older`` says that the one that was tried has shown nothing but what is
+        demanded. Round trips before the first: none, or one to the primary where the
+        session has to learn its position. Raises NodeUnavailable if only the primary
+        could tell and it cannot be reached.
         """
         declared = self.nodes.clusters[place.cluster]
         has_replicas = declared.replicas or declared.source is not None
         if has_replicas and place.level.name != "strong":
             if place.level is SESSION:
-                name = tried.name if tried is not None else None
-                yield from self._for_session(place, name, is_behind)
+                yield from self._for_session(place, tried, is_older)
             else:
                 yield from self._stateless(place)
         yield self._on_primary(place.cluster, place.level)
@@ -166,19 +168,21 @@ class Replicas:
     # -- level "session" ----------------------------------------------------------
 
     def _for_session(
-        self, place: Place, tried: str | None, is_behind: bool
+        self, place: Place, own: Choice | None, is_older: bool
     ) -> Iterator[Choice]:
         cluster = place.cluster
         key = self.nodes.keys[cluster]
         state = sessions.current().of(key)
+        reads = state.reads if own is None else own.reads
+        tried = None if own is None else own.name
         if state.node == PRIMARY and time.monotonic() < state.stays_until:
             return
         for name in self._ordered(cluster, place.policy):
             if name == tried:
                 continue
-            # What the session saw on its replica is not known. One that is behind
-            # showed less than what is demanded.
-            moves = state.node not in (None, PRIMARY, name) and not is_behind
+            # What the session saw on its replica is not known, unless that one has
+            # shown less than what is demanded.
+            moves = state.node not in (None, PRIMARY, name) and not is_older
             if moves or state.is_unknown:
                 try:
                     if not self._learn_floor(cluster, state):
@@ -193,7 +197,16 @@ class Replicas:
                 self._learn_floor(cluster, state)
                 choice = self._offered(cluster, state, name)
             if choice is not None:
-                yield choice
+                yield choice._replace(reads=reads)
+
+    def stayed(self, place: Place, choice: Choice) -> None:
+        """The session's own replica has answered. If another thread has moved the
+        session meanwhile, nobody there knows what this one showed."""
+        state = choice.state
+        assert state is not None
+        state.reads += 1  # before the look: see ``Session.moved``
+        if state.node != choice.name:
+            sessions.current().saw_unknown(self.nodes.keys[place.cluster])
 
     def served(self, place: Place, choice: Choice) -> None:
         """A node has answered: at level "session" the session stays there."""
@@ -209,7 +222,9 @@ class Replicas:
         session, now = sessions.current(), time.monotonic()
         state = session.of(self.nodes.keys[cluster])
         if choice.name is not None:
-            state.node, state.policy = choice.name, place.policy
+            if not session.moved(state, choice.name, choice.reads):
+                session.saw_unknown(self.nodes.keys[cluster])
+            state.policy = place.policy
             state.read_era, state.served_at = self._era_of(cluster, choice), now
             state.server = self.engine.run_of(choice.node)
             state.connection = choice.node.connection
@@ -235,14 +250,14 @@ class Replicas:
     def _choice(self, state: ClusterState, node: Any, name: str) -> Choice:
         """A replica with what it still has to prove."""
         if not state.floors:
-            return Choice(node, name)
+            return Choice(node, name, state=state, reads=state.reads)
         known = None if self.engine.is_local else applied.of(name)
         if known is not None and state.proved is known:
-            return Choice(node, name)
+            return Choice(node, name, state=state, reads=state.reads)
         wants = tuple(w for w in state.floors if not self.engine.covers(known, (w,)))
         if not wants:
             state.proved = known
-        return Choice(node, name, wants, epoch=applied.epoch(name))
+        return Choice(node, name, wants, False, applied.epoch(name), state, state.reads)
 
     def _admitted(self, cluster: str, name: str) -> Any:
         """A replica, connected, that may be read from now; else None."""
@@ -323,6 +338,11 @@ class Replicas:
         if leaders.saw_timeline(key, have.timeline):
             self.nodes.leaders.search(cluster)
         return self._judge(cluster, choice.wants, have)
+
+    def is_older(self, choice: Choice, have: Position | None) -> bool:
+        """Whether a replica that had only applied ``have`` has shown nothing beyond
+        what it was to prove; no round trip."""
+        return have is not None and self.engine.is_older(have, choice.wants)
 
     def _judge(self, cluster: str, wants: tuple[Position, ...], have: Position) -> bool:
         is_proved = True

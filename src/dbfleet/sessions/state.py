@@ -49,6 +49,7 @@ class ClusterState:
         "policy",
         "proved",
         "read_era",
+        "reads",
         "served_at",
         "server",
         "stays_until",
@@ -73,6 +74,8 @@ class ClusterState:
         self.unknowns = 0
         #: where it reads: a replica's name, :data:`PRIMARY`, or None before the first
         self.node: str | None = None
+        #: counts answers, so that a thread that moves the session sees those of others
+        self.reads = 0
         #: under which primary it began to read there, and when (monotonic seconds)
         self.read_era: Era | None = None
         self.served_at = 0.0
@@ -140,6 +143,19 @@ class Session:
                 state.era = era
             state.is_unknown, state.unknown_at = True, time.monotonic()
             state.unknowns += 1
+
+    def moved(self, state: ClusterState, node: str, reads: int) -> bool:
+        """A replica has answered and is the session's from now on; False if another
+        one did since ``reads`` answers, so that its rows may be newer than what this
+        one was asked to prove.
+
+        The place is changed before the count is looked at; whoever reads where the
+        session was counts before it looks at the place. So one of both sees the other.
+        """
+        with self._lock:
+            before, state.node = state.node, node
+            state.reads += 1
+            return before in (None, node) or state.reads == reads + 1
 
     def learned(self, state: ClusterState, unknowns: int) -> None:
         """The primary's position was asked for and demanded; ``unknowns`` is what the
