@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.support.project import Project
 
 DATABASES = """
 from dbfleet import Sharded, databases
 
 DATABASES = databases(
-    default=Sharded(home={home!r}, shards={{"a": {a!r}, "b": {b!r}, "c": {c!r}}}),
-    plain={plain!r},
+    default=Sharded(
+        home={home!r},
+        shards={{"a": {a!r}, "b": {b!r}, "c": {c!r}}},
+        {options}
+    ),
+    plain={{**databases(x={plain!r})["x"], **dict({options})}},
 )
 """
 MODELS = """
@@ -32,6 +38,9 @@ class Order(models.Model):
     class Meta:
         shard_key = "customer"
 
+class Call(models.Model):
+    began = models.DateTimeField(null=True)
+
 class Country(models.Model):
     code = models.CharField(max_length=2, unique=True)
     luck = models.FloatField(default=0)
@@ -42,9 +51,13 @@ class Country(models.Model):
 Make = Callable[..., Project]
 
 
-def made(project: Make, urls: dict[str, Any], settings: str = "") -> Project:
+def made(
+    project: Make, urls: dict[str, Any], settings: str = "", options: str = ""
+) -> Project:
     built = project(
-        databases=DATABASES.format(**urls), models=MODELS, settings=settings
+        databases=DATABASES.format(options=options, **urls),
+        models=MODELS,
+        settings=settings,
     )
     for alias in ("default", "plain"):
         built.manage("migrate", "--run-syncdb", "-v0", f"--database={alias}")
@@ -192,6 +205,55 @@ def test_windows_over_grouped_rows(
                 customers.annotate(x0=lead)
                 .annotate(x1=Sum("order__total"))
                 .aggregate(a0=Sum("x0"), a1=Sum("x1"))
+            )
+        """
+    )
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("uses_zones", [True, False])
+def test_the_hour_that_comes_twice(
+    project: Make,
+    postgres: Any,
+    new_database: Callable[[Any], str],
+    uses_zones: bool,
+) -> None:
+    """Two moments that a clock on the wall shows alike are two, and in their order."""
+    urls = {
+        name: postgres.url(new_database(postgres))
+        for name in ("home", "a", "b", "c", "plain")
+    }
+    settings = f"USE_TZ = {uses_zones}\nTIME_ZONE = 'Europe/Berlin'"
+    options = "TIME_ZONE='Europe/Berlin'" if uses_zones else ""
+    found = made(project, urls, settings, options).run(
+        """
+        from datetime import UTC, datetime, timedelta
+        from app.models import Call
+        from django.conf import settings
+        from django.db.models import Count, Max, Min
+        from django.utils import timezone
+
+        first = datetime(2023, 10, 28, 23, 30, tzinfo=UTC)
+        moments = [first + timedelta(minutes=20 * n) for n in range(9)] * 3
+        if not settings.USE_TZ:
+            moments = [timezone.make_naive(moment) for moment in moments]
+        result = []
+        for alias in ("default", "plain"):
+            calls = Call.objects.using(alias)
+            calls.bulk_create(Call(pk=n, began=m) for n, m in enumerate(moments, 1))
+            grouped = calls.values_list("began").annotate(n=Count("pk"))
+            keys = calls.order_by("began", "pk").values_list("pk")
+            ends = calls.aggregate(Min("began"), Max("began"))
+            result.append(
+                [
+                    list(keys),
+                    list(calls.order_by("-began", "pk").values_list("pk")[:9]),
+                    list(keys.iterator(4)),
+                    [n for _, n in grouped.order_by("began")],
+                    calls.values("began").distinct().count(),
+                    len(calls.values("began").distinct()),
+                    list(map(str, ends.values())),
+                ]
             )
         """
     )

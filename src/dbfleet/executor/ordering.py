@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import takewhile
 from typing import Any
+
+from django.utils import timezone
 
 from dbfleet.planner.merging import Column, Key
 
@@ -56,6 +59,8 @@ def comparable(column: Column, ranks: Ranks, values: list[Any]) -> Callable[[Any
     kinds = {type(value) for value in values if value is not None}
     if kinds <= _BYTES:
         return bytes
+    if kinds == {datetime}:
+        return _moments(values)
     if not kinds <= {float, Decimal} or not any(map(is_nan, values)):
         if len(kinds) <= 1 or kinds <= _NUMBERS:
             return _same
@@ -75,6 +80,23 @@ def is_nan(value: Any) -> bool:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _moments(values: list[Any]) -> Callable[[Any], Any]:
+    """Python compares moments of one zone by the clock on its wall, which shows an hour
+    twice when summer time ends. Without USE_TZ they have that of the default zone."""
+    if all(value is None or _is_plain(value) for value in values):
+        return _same
+    zone = timezone.get_default_timezone()
+
+    def moment(value: datetime) -> datetime:
+        return (value if value.tzinfo else value.replace(tzinfo=zone)).astimezone(UTC)
+
+    return moment
+
+
+def _is_plain(moment: datetime) -> bool:
+    return moment.tzinfo is UTC or (moment.tzinfo is None and not moment.fold)
 
 
 def _by_kind(value: Any) -> Any:
@@ -147,4 +169,6 @@ def _equal(value: Any, ranks: dict[str, int] | None) -> Any:
         return ranks[value]
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
+    if isinstance(value, datetime) and not _is_plain(value):
+        return value.astimezone(UTC) if value.tzinfo else (value, value.fold)
     return _NAN if is_nan(value) else value
