@@ -29,6 +29,7 @@ from dbfleet.placement.lookup import (
     registered,
     root_of,
 )
+from dbfleet.placement.lookups import find_lookup, lookup_names
 from dbfleet.placement.router import PlacementRouter
 from dbfleet.policies import Named
 from dbfleet.replicas import Call, SourceFailed
@@ -46,12 +47,18 @@ def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
         ("PLACEMENT", fleet.placement),
         ("POLICIES", fleet.policies),
         ("SHARD_KEYS, REFERENCE or LOCAL", fleet.shard_rules),
+        ("SHARD_LOOKUPS", fleet.lookups),
         ("IDS", [label for label in fleet.ids if label != conf.ANY]),
     ):
         for label in labels:
             _check_label(f"DBFLEET {setting}", label, mistakes)
     for label in {*fleet.placement, *fleet.shard_rules}:
         _check_root(label, mistakes)
+    for label in fleet.lookups:
+        if "." not in label:
+            where = "DBFLEET['SHARD_LOOKUPS']"
+            text = f"'{label}' is an app; name a model, 'app.Model'"
+            mistakes.add("E004", where, text)
     _check_policies(fleet, mistakes)
     _check_sources(mistakes)
     return [_message(mistake) for mistake in mistakes]
@@ -230,7 +237,19 @@ def _check_sharding(
     except ConfigurationError as error:
         mistakes.add_error(opts.label, error)
         return
+    try:
+        names = lookup_names(opts)
+    except ConfigurationError as error:
+        mistakes.add_error(opts.label, error)
+        return
     if not homes:
+        if f"{opts.app_label}.{opts.model_name}" in fleet.lookups:
+            mistakes.add(
+                "E111",
+                opts.label,
+                "DBFLEET['SHARD_LOOKUPS'] names it, but it is not on a sharded alias: "
+                "place it on one, or remove its lookups",
+            )
         is_own = settings_rule(opts.app_label, opts.model_name) is None
         _check_unused_key(opts, rule, is_own, topologies, mistakes)
         return
@@ -251,7 +270,22 @@ def _check_sharding(
         return  # the parent's key is wrong, which is told for the parent
     else:
         _check_constraints(opts, found, mistakes)
+        _check_lookups(opts, names, found, mistakes)
         _check_ids(opts, found, fleet, mistakes)
+
+
+def _check_lookups(
+    opts: Any, names: tuple[str, ...], found: object, mistakes: Mistakes
+) -> None:
+    if names and not isinstance(found, Sharded):
+        text = "it is looked up by nothing: every node, or home, has all its rows"
+        mistakes.add("E111", opts.label, f"{text}; remove its lookups")
+        return
+    for name in names:
+        try:
+            find_lookup(opts, name)
+        except KeyProblem as problem:
+            mistakes.add(problem.code, opts.label, f"its lookup {problem}")
 
 
 def _check_unused_key(

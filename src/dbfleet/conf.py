@@ -44,6 +44,7 @@ class FleetSettings(NamedTuple):
 
     placement: Mapping[str, Target] = FrozenDict()
     shard_rules: Mapping[str, ShardRule] = FrozenDict()
+    lookups: Mapping[str, tuple[str, ...]] = FrozenDict()
     policies: Mapping[str, Policy] = FrozenDict()
     policy: Policy = Random()
     consistency: Level = SESSION
@@ -120,7 +121,11 @@ def read(given: object, mistakes: Mistakes) -> FleetSettings:
     for key in given:
         if key not in KEYS:
             mistakes.add("E006", "DBFLEET", f"setting {unknown_name(key, KEYS)}")
-    values: dict[str, Any] = {"shard_rules": _read_shard_rules(given, mistakes)}
+    names = given.get("SHARD_LOOKUPS", {})
+    values: dict[str, Any] = {
+        "shard_rules": _read_shard_rules(given, mistakes),
+        "lookups": _by_label("DBFLEET['SHARD_LOOKUPS']", names, read_names, mistakes),
+    }
     if "PLACEMENT" in given:
         values["placement"] = _by_label(
             "DBFLEET['PLACEMENT']", given["PLACEMENT"], read_target, mistakes
@@ -183,6 +188,7 @@ KEYS = (
     "REFERENCE",
     "SELF_CHECK",
     "SHARD_KEYS",
+    "SHARD_LOOKUPS",
     "WAIT_TIMEOUT_S",
     "ZONE",
 )
@@ -247,6 +253,16 @@ def read_key(where: str, given: object, mistakes: Mistakes) -> tuple[str, ...] |
         f"a shard key is a field's name, a path 'parent__field' or a tuple of "
         f"names, not {given!r}",
     )
+    return None
+
+
+def read_names(where: str, given: object, mistakes: Mistakes) -> tuple[str, ...] | None:
+    """The names of lookups; none at all is an answer, too."""
+    if isinstance(given, tuple | list) and all(
+        isinstance(name, str) and name for name in given
+    ):
+        return tuple(dict.fromkeys(given))
+    mistakes.add("E004", where, f"must be a list of names of fields, not {given!r}")
     return None
 
 

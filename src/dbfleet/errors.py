@@ -43,6 +43,7 @@ CATALOGUE: dict[str, str] = {
     "E108": "too many run-time databases are open",
     "E109": "models are placed but the placement router is not installed",
     "E110": "a primary key cannot hold the ids that a setting gives it",
+    "E111": "a lookup cannot be kept for a field",
     "W105": "a unique constraint is enforced over all shards through home",
     # 2xx: clusters and nodes
     "E201": "a replica belongs to another server than its primary",

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def explain_route(queryset: Any) -> Route:
     """The route that evaluating ``queryset`` here and now would take.
 
-    ``route.nodes`` are the servers that may serve it. Nothing is sent; the shard map
-    is read once in a process. Raises RouteRefused if no rung fits.
+    ``route.nodes`` are the servers that may serve it. Nothing is sent but the question
+    for a lookup, one round trip to home; the shard map is read once in a process.
+    Raises RouteRefused if no rung fits.
     """
     # Every project installs this module; the planner is for those that ask.
     from dataclasses import replace

@@ -44,7 +44,7 @@ from dbfleet.planner.tables import Table, Tables
 from dbfleet.planner.uses import Facts, Statement
 from dbfleet.sessions import Level, pins
 from dbfleet.sharding import keys, ledger
-from dbfleet.sharding.claims import rules_of
+from dbfleet.sharding.lookups import LookupReader
 
 
 class Routing(Binding, ShardRows):
@@ -78,6 +78,7 @@ class Routing(Binding, ShardRows):
             self.shard_of,
             self.in_transaction(),
             only_gather or forced.only_gather,
+            self.lookup_fields,
         )
 
     def shard_of(self, fields: tuple[Any, ...], values: tuple[Any, ...]) -> str:
@@ -88,17 +89,6 @@ class Routing(Binding, ShardRows):
         return self.tables.of(
             opts.concrete_model._meta if opts.concrete_model else opts
         )
-
-    def rules_of(self, table: Table, make: Callable[..., Any]) -> Any:
-        """A table's claims rules, made once for each model class."""
-        key = table.opts
-        if key not in self._rules:
-            self._rules[key] = make(self.facts(), table, self.wrapper)
-        return self._rules[key]
-
-    def claim_rules(self, table: Table) -> Any:
-        """The constraints of a table that are kept by claims."""
-        return self.rules_of(table, rules_of)
 
     def names_local_tables(self, sql: str) -> bool:
         """Whether a text mentions a table of home's own."""
@@ -362,9 +352,15 @@ class Routing(Binding, ShardRows):
         return self.planned(statement)
 
     def planned(self, statement: Statement, *, only_gather: bool = False) -> Route:
-        route = plan_read(self.facts(only_gather=only_gather), statement)
+        facts = self.facts(only_gather=only_gather)
+        route = plan_read(facts, statement)
         shard = self.pinned_shard()
-        return route if shard is None else limited_to(route, shard)
+        if shard is not None:
+            return limited_to(route, shard)
+        if not route.asks:
+            return route
+        plan = partial(plan_read, statement=statement)
+        return LookupReader(self).pruned(route, facts, plan)
 
     def pinned_shard(self) -> str | None:
         """The shard of the innermost ``on_shard`` block for this alias."""

@@ -1,16 +1,19 @@
-"""Questions about rows of all shards: where they are, how high their ids go."""
+"""Questions about rows of all shards: what is unique, where they are, how high their
+ids go."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.apps import apps
 from django.db.models import QuerySet
 
-from dbfleet import sessions
+from dbfleet import conf, sessions
+from dbfleet.placement.lookups import lookup_fields
 from dbfleet.planner.tables import Table, Tables
 from dbfleet.sharding import ids
+from dbfleet.sharding.claims import rules_of
 
 
 class ShardRows:
@@ -23,6 +26,33 @@ class ShardRows:
     shard_of: Any
     table_of: Any
     unlogged: Any
+    facts: Any
+    _rules: dict[Any, Any]
+    #: model -> the fields that it is looked up by, and the settings that say so
+    _lookups: dict[Any, tuple[Any, ...]]
+    _lookups_of: Any = None
+
+    def rules_of(self, table: Table, make: Callable[..., Any]) -> Any:
+        """A table's claims rules, made once for each model class."""
+        key = table.opts
+        if key not in self._rules:
+            self._rules[key] = make(self.facts(), table, self.wrapper)
+        return self._rules[key]
+
+    def claim_rules(self, table: Table) -> Any:
+        """The constraints of a table that are kept by claims."""
+        return self.rules_of(table, rules_of)
+
+    def lookup_fields(self, table: Table) -> tuple[Any, ...]:
+        """The declared lookups of a table; found once for each set of settings."""
+        settings = conf.settings()
+        if settings is not self._lookups_of:
+            self._lookups_of, self._lookups = settings, {}
+        found = self._lookups.get(table.opts)
+        if found is None:
+            fields = lookup_fields(table.opts) if table.is_sharded else ()
+            found = self._lookups[table.opts] = fields
+        return found
 
     def highest(self, table: Table, field: Any) -> int | None:
         """The highest value of a column over all shards; one round trip for each."""

@@ -18,6 +18,7 @@ from dbfleet.planner.route import HOME, Route, Rung
 from dbfleet.planner.tables import Table
 from dbfleet.sharding.inserts import Inserter
 from dbfleet.sharding.keyed import KeyedWriter
+from dbfleet.sharding.lookups import LookupReader
 
 
 class Writes:
@@ -71,15 +72,20 @@ class Writes:
         block = block_of(compiler)
         blocks = (*(b for b in statement.blocks if b.compiler is not compiler), block)
         statement = replace(statement, blocks=blocks)
-        facts = self.routing.facts()
+        routing = self.routing
+        facts = routing.facts()
         route = plan_write(facts, statement, table)
         shard = self.routing.pinned_shard()
         if shard is not None and table.is_sharded and route.rung is not Rung.GATHER:
             route = limited_to(route, shard)
         writer = KeyedWriter(self.routing, table)
+        must_pick = self._must_pick(writer, compiler, route)
+        if route.asks and shard is None and not must_pick:  # a pick asks by itself
+            plan = partial(plan_write, statement=statement, target=table)
+            route = LookupReader(routing).pruned(route, facts, plan)
         events.emit("routed", route=route)
         compiler._ready = statement.outer_sql
-        if self._must_pick(writer, compiler, route):
+        if must_pick:
             return self._write_picked(writer, compiler, original, route, execute)
         if len(route.clusters) == 1:
             with self.routing.on(route.clusters[0], is_write=True):

@@ -390,6 +390,11 @@ class Engine:
         """
         return False
 
+    def prepared(self, node: Any) -> list[str]:
+        """The ids of transactions that are prepared in a node's database, or on its
+        server; one round trip."""
+        return []
+
     def settling_sql(self, gid: str, *, commit: bool) -> str:
         """The statement an operator runs on a node to settle ``gid``."""
         raise NotImplementedError
@@ -467,6 +472,23 @@ class Engine:
         ``collation`` is one that the column or expression names, if it does.
         """
         raise NotImplementedError
+
+    def known_text(self, value: Any, collation: str | None = None) -> str | None:
+        """What :meth:`canonical_text` makes of a whole number, text or UUID as it is
+        sent to the server; None where only the server knows. No I/O."""
+        return None
+
+    def claim_sql(self, text_sql: str) -> str:
+        """SQL of a claim's name: its one parameter, then ``text_sql`` counted."""
+        raise NotImplementedError
+
+    def shows_commits(self, node: Any) -> bool:
+        """Whether each statement of a transaction sees what was committed before it,
+        as far as the connection's settings say; no I/O."""
+        return False
+
+    #: an expression: how a transaction is isolated, where settings do not say
+    isolation_sql: ClassVar[str] = ""
 
     def table_columns(self, node: Any, table: str) -> tuple[str, ...]:
         """The columns of ``table`` in order, from the server's own catalogue."""

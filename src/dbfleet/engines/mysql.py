@@ -132,7 +132,10 @@ class MySQLEngine(MySQLMerging, GtidPositions):
 
     def is_prepared(self, node: Any, gid: str) -> bool:
         # MySQL, not MariaDB, wants the privilege XA_RECOVER_ADMIN.
-        return any(_text(row[3]) == gid for row in self.fetch(node, "XA RECOVER"))
+        return gid in self.prepared(node)
+
+    def prepared(self, node: Any) -> list[str]:
+        return [_text(row[3]) for row in self.fetch(node, "XA RECOVER")]
 
     def settling_sql(self, gid: str, *, commit: bool) -> str:
         return f"XA {'COMMIT' if commit else 'ROLLBACK'} '{gid}'"
@@ -235,6 +238,16 @@ class MySQLEngine(MySQLMerging, GtidPositions):
         if "binary" in kind or "blob" in kind:
             return f"HEX({column_sql})"
         return f"CAST({column_sql} AS CHAR)"
+
+    def known_text(self, value: Any, collation: str | None = None) -> str | None:
+        return None if isinstance(value, str) else str(value)
+
+    def claim_sql(self, text_sql: str) -> str:
+        return f"SHA2(CONCAT(%s, CHAR_LENGTH({text_sql}) + 1, ':v', {text_sql}), 256)"
+
+    def shows_commits(self, node: Any) -> bool:
+        # Django sets its level on every connection, unless the settings say None.
+        return bool(node.isolation_level == "read committed")
 
     def table_columns(self, node: Any, table: str) -> tuple[str, ...]:
         rows = self.fetch(

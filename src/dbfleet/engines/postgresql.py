@@ -164,6 +164,10 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
         sql = "SELECT 1 FROM pg_prepared_xacts WHERE gid = %s"
         return bool(self.fetch(node, sql, [gid]))
 
+    def prepared(self, node: Any) -> list[str]:
+        sql = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+        return [row[0] for row in self.fetch(node, sql)]
+
     def settling_sql(self, gid: str, *, commit: bool) -> str:
         verb = "COMMIT" if commit else "ROLLBACK"
         return f"{verb} PREPARED {quote_literal(gid)}"
@@ -373,6 +377,20 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
         if db_type is not None and db_type.startswith("timestamp with"):
             return f"({column_sql} AT TIME ZONE 'UTC')::text"
         return f"{column_sql}::text"
+
+    def known_text(self, value: Any, collation: str | None = None) -> str | None:
+        return None if collation is not None else str(value)
+
+    def claim_sql(self, text_sql: str) -> str:
+        text = f"%s || length({text_sql}) + 1 || ':v' || {text_sql}"
+        return f"encode(sha256(convert_to({text}, 'UTF8')), 'hex')"
+
+    def shows_commits(self, node: Any) -> bool:
+        # Set when the connection is opened, from OPTIONS alone.
+        level = getattr(node, "isolation_level", None)
+        return getattr(level, "name", "") == "READ_COMMITTED"
+
+    isolation_sql: ClassVar[str] = "current_setting('transaction_isolation')"
 
     def copy_rows(
         self, source: Any, target: Any, table: str, where: str, params: Sequence[Any]

@@ -2,7 +2,8 @@
 
 The queryset is ``Model._default_manager`` with the given filters. Values are read by
 the field that they are compared with; lists of ``in`` and ``range`` are parted by
-commas, ``isnull`` is true or false. The shard map is read, nothing else is sent.
+commas, ``isnull`` is true or false. The shard map is read, home may be asked for a
+lookup, nothing else is sent.
 """
 
 from __future__ import annotations

@@ -41,8 +41,13 @@ Pair = tuple[Col, Col]
 class Scopes:
     """The values of every block of one statement, each found once."""
 
-    def __init__(self, blocks: Sequence[Block], is_exact: IsExact) -> None:
-        self.blocks, self.is_exact = blocks, is_exact
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        is_exact: IsExact,
+        is_lookup: IsExact | None = None,
+    ) -> None:
+        self.blocks, self.is_exact, self.is_lookup = blocks, is_exact, is_lookup
         self._known: dict[int, Values] = {}
         self._asked: set[int] = set()
 
@@ -52,7 +57,7 @@ class Scopes:
         if known is not None:
             return known
         self._asked.add(id(block))
-        found = possible_values(block.query.where, self.is_exact)
+        found = possible_values(block.query.where, self.is_exact, self.is_lookup)
         if len(self.blocks) > 1:
             found = both(found, self._inherited(block))
         found = spread_over_joins(found, block, self.is_exact)

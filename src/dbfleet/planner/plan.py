@@ -14,6 +14,7 @@ from dbfleet import lexer
 from dbfleet.errors import RouteRefused
 from dbfleet.planner.blocks import groups_by_key
 from dbfleet.planner.colocation import Unproved, spread_of
+from dbfleet.planner.lookups import Lookups
 from dbfleet.planner.merging import merge_of
 from dbfleet.planner.partials import aggregates, is_grouped_by_shard, partial_of
 from dbfleet.planner.pushdown import any_filter, filter_of
@@ -25,7 +26,24 @@ from dbfleet.topology import Topology
 
 def plan_read(facts: Facts, statement: Statement) -> Route:
     """Route a SELECT of a sharded alias."""
-    uses = uses_of(facts, statement)
+    lookups = Lookups(facts)
+    uses = uses_of(facts, statement, lookups)
+    return _with_lookups(lookups, _plan_read(facts, statement, uses))
+
+
+def _with_lookups(lookups: Lookups, route: Route) -> Route:
+    """Say what home could be asked, or which of its answers left fewer shards."""
+    if lookups.used:
+        names = ", ".join(ask.label for ask in lookups.used.values())
+        told = f"home's lookup of {names} names the shards"
+        is_by_key = route.rung is Rung.NODE
+        return replace(route, reason=told if is_by_key else f"{route.reason}; {told}")
+    if lookups.asks and route.rung is not Rung.NODE:
+        return replace(route, asks=tuple(lookups.asks.values()))
+    return route
+
+
+def _plan_read(facts: Facts, statement: Statement, uses: Sequence[Use]) -> Route:
     replica_ok = not facts.in_transaction and not statement.locking
     sharded = [use for use in uses if use.table.is_sharded]
     if not sharded:
@@ -47,6 +65,10 @@ def _spread(
     if facts.only_gather:
         raise Unproved("other rungs are switched off")
     spread = spread_of(facts, statement, uses)
+    if spread.clusters is not None and len(spread.clusters) < 2:
+        [shard] = in_order(facts, spread.clusters)
+        reason = "one shard answers for all rows"
+        return _one(facts, Intent.READ, shard, reason, replica_ok)
     merge: Any
     if aggregates(statement) and statement.locking:
         raise Unproved("it locks rows that it aggregates")
@@ -132,7 +154,13 @@ def plan_write(facts: Facts, statement: Statement, target: Table) -> Route:
     Rung GATHER means: find the keys (and new values) by a gathered SELECT first,
     then write by key.
     """
-    uses = uses_of(facts, statement)
+    lookups = Lookups(facts)
+    uses = uses_of(facts, statement, lookups)
+    route = _plan_write(facts, uses, target)
+    return _with_lookups(lookups, route)
+
+
+def _plan_write(facts: Facts, uses: Sequence[Use], target: Table) -> Route:
     others = [use for use in uses if use.table.name != target.name]
     own = next((use for use in uses if use.table.name == target.name), None)
     is_single = own is None or (len(own.places) == 1 and not own.is_hidden)

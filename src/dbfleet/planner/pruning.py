@@ -65,22 +65,25 @@ TRUE, FALSE, NOT_TRUE, NOT_FALSE = range(4)
 _NEGATED = (FALSE, TRUE, NOT_FALSE, NOT_TRUE)
 
 
-def possible_values(node: Any, is_exact: IsExact) -> Values:
+def possible_values(
+    node: Any, is_exact: IsExact, is_lookup: IsExact | None = None
+) -> Values:
     """What rows for which ``node`` is true may hold.
 
     ``is_exact`` tells the fields whose equality is equality of values; under a
-    case-insensitive collation 'a' also finds 'A', on whatever shard that is.
+    case-insensitive collation 'a' also finds 'A', on whatever shard that is. Of a
+    lookup the values are kept as they were given: home knows what they equal.
     """
-    return _Reader(is_exact).rows(node, TRUE)
+    return _Reader(is_exact, is_lookup).rows(node, TRUE)
 
 
 class _Reader:
     """Reads one condition; remembers what its XORs say, which is asked repeatedly."""
 
-    __slots__ = ("_xors", "is_exact")
+    __slots__ = ("_xors", "is_exact", "is_lookup")
 
-    def __init__(self, is_exact: IsExact) -> None:
-        self.is_exact = is_exact
+    def __init__(self, is_exact: IsExact, is_lookup: IsExact | None) -> None:
+        self.is_exact, self.is_lookup = is_exact, is_lookup
         self._xors: dict[int, tuple[Values, ...]] = {}
 
     def rows(self, node: Any, truth: int) -> Values:
@@ -176,9 +179,11 @@ class _Reader:
     def _listed(self, column: Col, values: Iterable[Any], truth: int) -> Values:
         """``column = value`` for one of the values."""
         field = column.target
-        if not self.is_exact(field):
-            return ANYTHING
         expected = _EXPECTED.get(family := family_of(field))
+        if not self.is_exact(field):
+            if self.is_lookup is None or not self.is_lookup(field):
+                return ANYTHING
+            expected = None
         if expected is None:
             return _loosely(column, values, truth)
         for value in values:

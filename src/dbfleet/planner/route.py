@@ -77,6 +77,8 @@ class Route:
     merge: Any = None
     #: servers that may serve it, where somebody asked
     nodes: tuple[str, ...] = ()
+    #: ``lookups.Ask``: home's answers would leave fewer shards
+    asks: tuple[Any, ...] = field(default=(), repr=False)
 
     def describe(self) -> str:
         """The route in lines for a person; no parameters are shown."""

@@ -5,6 +5,7 @@ What every decision of :mod:`dbfleet.planner.plan` rests on. Pure: no I/O.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from dbfleet.engines import Engine
 from dbfleet.placement import Hop
 from dbfleet.planner.blocks import Block, Occurrence
 from dbfleet.planner.branches import Values
+from dbfleet.planner.lookups import Answers, Lookups
 from dbfleet.planner.nested import Scopes
 from dbfleet.planner.pruning import ShardOf, clusters_of
 from dbfleet.planner.tables import Table, Tables
@@ -39,6 +41,10 @@ _EXACT_KINDS = lexer.word_set("""
 """)
 
 
+def _no_fields(table: Table) -> tuple[Any, ...]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """All that a decision may depend on."""
@@ -50,6 +56,10 @@ class Facts:
     in_transaction: bool
     #: every statement over several shards is gathered, to compare with other rungs
     only_gather: bool = False
+    #: the declared lookups of a table
+    lookup_fields: Callable[[Table], tuple[Any, ...]] = _no_fields
+    #: what home said of them, once it was asked
+    answers: Answers | None = None
 
     @property
     def alias(self) -> str:
@@ -70,6 +80,21 @@ class Facts:
             is_plain = not getattr(field, "db_collation", None)
             return self.engine.has_binary_text_equality and is_plain
         return kind in _EXACT_KINDS
+
+    @property
+    def keeps_lookups(self) -> bool:
+        """Whether home's claims name every shard that shows a row.
+
+        Not where nodes commit one after the other: what dies in between leaves rows
+        without claims.
+        """
+        return bool(self.engine.can_prepare and self.topology.commit == "two_phase")
+
+    def lookup_columns(self, table: Table) -> frozenset[str]:
+        """The columns by which claims of a table are looked up."""
+        if not self.keeps_lookups:
+            return frozenset()
+        return frozenset(field.column for field in self.lookup_fields(table))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +128,16 @@ class Use:
         return frozenset().union(*(found or () for _, _, found in self.places))
 
 
-def uses_of(facts: Facts, statement: Statement) -> list[Use]:
+def uses_of(
+    facts: Facts, statement: Statement, lookups: Lookups | None = None
+) -> list[Use]:
     """Every known table of the statement, with the clusters of each occurrence."""
     known = facts.tables.all(statement.registry)
     uses: dict[str, Use] = {}
-    scopes = Scopes(statement.blocks, facts.is_exact)
+    lookups = lookups or Lookups(facts)
+    scopes = Scopes(statement.blocks, facts.is_exact, lookups.is_lookup)
     for block in statement.blocks:
-        _add_block(facts, block, known, uses, scopes)
+        _add_block(facts, block, known, uses, scopes, lookups)
     vendor = facts.engine.vendor
     for table, times in facts.tables.named_in(
         statement.sql, vendor, statement.registry
@@ -126,6 +154,7 @@ def _add_block(
     known: dict[str, Table],
     uses: dict[str, Use],
     scopes: Scopes,
+    lookups: Lookups,
 ) -> None:
     opts = block.opts
     for occurrence in block.occurrences:
@@ -138,27 +167,33 @@ def _add_block(
         clusters = None
         if table.is_sharded:
             values = scopes.values(block)
-            clusters = _place(facts, block, occurrence.alias, table, values, known)
+            clusters = _place(block, occurrence.alias, table, values, known, lookups)
         use = uses.setdefault(name, Use(table, []))
         use.places.append((block, occurrence, clusters))
 
 
 def _place(
-    facts: Facts,
     block: Block,
     alias: str,
     table: Table,
     values: Values,
     known: dict[str, Table],
+    lookups: Lookups,
 ) -> Clusters:
-    if not table.key_path or not values:
-        return clusters_of(table, alias, values, facts.shard_of)
-    hop = table.key_path[0]
-    for joined in _parents_of(block, alias, hop):
-        parent = known.get(block.query.alias_map[joined].table_name)
-        if parent is not None and parent.is_sharded and parent.name == hop.table:
-            return _place(facts, block, joined, parent, values, known)
-    return None
+    facts, found = lookups.facts, None
+    is_exact = all(map(facts.is_exact, table.key_fields))
+    if not values or (is_exact and not table.key_path):
+        found = clusters_of(table, alias, values, facts.shard_of)
+    if found is None and table.key_path:
+        hop = table.key_path[0]
+        for joined in _parents_of(block, alias, hop):
+            parent = known.get(block.query.alias_map[joined].table_name)
+            if parent is not None and parent.is_sharded and parent.name == hop.table:
+                found = _place(block, joined, parent, values, known, lookups)
+                break
+    if found is None and values:
+        found = lookups.clusters_of(table, alias, values)
+    return found
 
 
 def _parents_of(block: Block, alias: str, hop: Hop) -> list[str]:

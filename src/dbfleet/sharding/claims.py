@@ -11,7 +11,9 @@ cycle of waiting runs over two servers, where none of them would see it.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import itertools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,10 @@ from dbfleet.sharding import settling
 
 #: claims in one statement
 BATCH = 500
+#: how long it is known where a value was; a prepared transaction is settled by then
+LEFT_KEPT = datetime.timedelta(days=8)
+LEFT_BETWEEN_PRUNING = 1000
+_leavings = itertools.count(1)
 
 _COLUMNS = ("claim", "table_name", "row_key", "constraint_name", "shard", "gid")
 
@@ -44,6 +50,12 @@ class Rule:
     nulls_distinct: bool = True
     #: expressions or a condition decide, which only the database can evaluate
     is_computed: bool = False
+
+    @property
+    def only_column(self) -> str | None:
+        """The column whose every value it makes unique; None if it says more."""
+        is_plain = len(self.columns) == 1 and not (self.condition or self.is_computed)
+        return next(iter(self.columns)) if is_plain else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +191,17 @@ def row_key_sql(facts: Facts, table: Table, connection: Any) -> list[str]:
 
 
 def digest(*parts: str) -> str:
-    """A fixed-length name of some texts; different texts, different names."""
-    state = hashlib.blake2b(digest_size=32)
-    for part in parts:
-        data = part.encode(errors="surrogatepass")
-        state.update(len(data).to_bytes(8, "big") + data)
-    return state.hexdigest()
+    """A fixed-length name of some texts; different texts, different names.
+
+    Servers compute it too (:meth:`Engine.claim_sql`), so it cannot change.
+    """
+    text = "".join(map(counted, parts))
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def counted(part: str) -> str:
+    """A text that ends where it says, so that several can follow each other."""
+    return f"{len(part)}:{part}"
 
 
 class Claims:
@@ -196,6 +213,8 @@ class Claims:
         self.facts, self.table, self.rules = facts, table, rules
         self.wrapper, self.engine = wrapper, wrapper.engine
         self._quote = wrapper.ops.quote_name
+        columns = facts.lookup_columns(table)
+        self._looked_up = {r.name for r in rules if r.only_column in columns}
 
     def of_rows(
         self, node: Any, where: str, params: Sequence[Any], shard: str = ""
@@ -238,14 +257,15 @@ class Claims:
         ``before`` is what the rows claimed while they were locked and not yet
         written. The last step of a statement, since from here on it holds locks of
         home; nothing at all where nothing changed, otherwise up to one round trip for
-        BEGIN, one for each 500 claims let go of and one for each 500 taken. Raises
-        IntegrityError, see :meth:`hold`.
+        BEGIN, one for each 500 claims let go of (two for those of lookups) and one for
+        each 500 taken. Raises IntegrityError, see :meth:`hold`.
         """
         before, after = set(before), set(after)
         if before == after:
             return
         self.wrapper.routing.touch_home()
         self.release(before - after)
+        self._leave(before - after)
         self.hold(after - before)
 
     def hold(self, claims: Collection[Claim]) -> None:
@@ -317,6 +337,49 @@ class Claims:
                     *(claim.claim for claim in batch),
                     *(v for c in batch for v in (c.claim, c.row_key, c.shard)),
                 ],
+            ).close()
+
+    def _leave(self, claims: Collection[Claim]) -> None:
+        """Note where values of lookups were.
+
+        Home's commit lets go of a claim before COMMIT PREPARED changes its row, and
+        a replica may show the row even later: readers go on to ask that shard.
+        """
+        left = [claim for claim in claims if claim.rule in self._looked_up]
+        ops, ignore = self.wrapper.ops, OnConflict.IGNORE
+        suffix = ops.on_conflict_suffix_sql([], ignore, [], [])
+        gid_of = self.wrapper.transaction.gid_of
+        one = "(%s, %s, %s, CURRENT_TIMESTAMP)"
+        for batch in _batches(left):
+            self.engine.run(
+                self.wrapper,
+                f"{ops.insert_statement(ignore)} dbfleet_left "
+                "(claim, shard, gid, left_at) VALUES "
+                f"{', '.join([one] * len(batch))} {suffix}",
+                [v for c in batch for v in (c.claim, c.shard, gid_of(c.shard))],
+            ).close()
+            if next(_leavings) % LEFT_BETWEEN_PRUNING == 0:
+                self._prune()
+
+    def _prune(self) -> None:
+        """Forget some of what was left long ago.
+
+        Found by a read, so that no lock is waited for but those of the rows found.
+        """
+        old = datetime.datetime.now(datetime.UTC) - LEFT_KEPT
+        found = self.engine.fetch(
+            self.wrapper,
+            "SELECT claim, shard, gid FROM dbfleet_left WHERE left_at < %s "
+            f"LIMIT {2 * LEFT_BETWEEN_PRUNING}",
+            [old.strftime("%Y-%m-%d %H:%M:%S")],
+        )
+        one = "(claim = %s AND shard = %s AND gid = %s)"
+        for start in range(0, len(found), BATCH):
+            batch = sorted(found)[start : start + BATCH]
+            self.engine.run(
+                self.wrapper,
+                f"DELETE FROM dbfleet_left WHERE {' OR '.join([one] * len(batch))}",
+                [value for row in batch for value in row],
             ).close()
 
     def _violated(self, batch: Sequence[Claim], pending: list[str]) -> IntegrityError:

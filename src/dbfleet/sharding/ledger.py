@@ -3,7 +3,8 @@
 Created when an alias first needs them, by portable SQL; a fleet needs no migration
 of ours and no entry in INSTALLED_APPS. Rows: one for each range of slots, one for
 each table with leased ids, one for each worker number of time-ordered ids (1024 at
-most), one for each unique value that no shard can check alone.
+most), one for each unique value that no shard can check alone, one for each lookup
+and for each of its values that a row gave up lately.
 """
 
 from __future__ import annotations
@@ -33,6 +34,14 @@ _TABLES = (
     "claim varchar(64) NOT NULL PRIMARY KEY, table_name varchar(190) NOT NULL, "
     "row_key varchar(64) NOT NULL, constraint_name varchar(190) NOT NULL, "
     "shard varchar(63) NOT NULL, gid varchar(64) NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS dbfleet_left ("
+    "claim varchar(64) NOT NULL, shard varchar(63) NOT NULL, "
+    "gid varchar(64) NOT NULL, left_at timestamp NOT NULL, "
+    "PRIMARY KEY (claim, shard, gid))",
+    "CREATE TABLE IF NOT EXISTS dbfleet_lookup ("
+    "table_name varchar(190) NOT NULL, constraint_name varchar(190) NOT NULL, "
+    "state varchar(63) NOT NULL, progress varchar(4000) NOT NULL, "
+    "PRIMARY KEY (table_name, constraint_name))",
     "CREATE TABLE IF NOT EXISTS dbfleet_decision ("
     "gid varchar(64) NOT NULL PRIMARY KEY, participants varchar(4000) NOT NULL, "
     "decided_at timestamp NOT NULL)",

@@ -14,6 +14,8 @@ from typing import Any
 from django.db.utils import Error, IntegrityError
 
 from dbfleet.sharding.claims import Claim, Claims, Rule
+from dbfleet.sharding.lookup_builds import LookupBuild, builds, save
+from dbfleet.sharding.lookups import READY, forget
 
 #: operations that are given a model which has changed already
 _FORCED = frozenset(
@@ -39,6 +41,7 @@ class Reclaim:
         self.connection, self.routing = connection, connection.routing
         self._changes: dict[str, Change] = {}
         self._dropped: set[str] = set()
+        self._created: dict[str, Any] = {}
 
     def note(self, operation: str, model: Any, args: Sequence[Any]) -> None:
         """An operation is about to change ``model``; checks duplicates beforehand
@@ -47,9 +50,12 @@ class Reclaim:
         table = self.routing.table_of(opts)
         if not table.is_sharded:
             return
-        if operation == "delete_model":
+        if operation == "create_model":
+            self._created[opts.db_table] = opts
+        elif operation == "delete_model":
             self._dropped.add(opts.db_table)
             self._changes.pop(opts.db_table, None)
+            self._created.pop(opts.db_table, None)
         elif operation in _FORCED or operation in _COMPARED:
             self._note_change(operation, opts, args)
 
@@ -100,8 +106,14 @@ class Reclaim:
     def finish(self) -> None:
         """Make the claims of every changed table anew; bounded by its rows."""
         changed = {n: c for n, c in self._changes.items() if c.has_changed}
-        if not changed and not self._dropped:
+        created = [o for o in self._created.values() if self._lookups_of(o)]
+        if not changed and not self._dropped and not created:
             return
+        # Where the change locks the tables, nobody writes until its commit.
+        is_locked = (
+            self.connection.features.can_rollback_ddl
+            and self.connection.in_atomic_block
+        )
         with self.connection.transaction.statement():
             self.routing.touch_home()
             for name in sorted(self._dropped):
@@ -110,10 +122,25 @@ class Reclaim:
                 for name in sorted(change.names):
                     self._forget(name)
                 self._hold(change)
+                if is_locked:
+                    self._open(change.opts)
+            for opts in created:
+                if opts.db_table not in changed:
+                    self._open(opts)
 
     def _forget(self, name: str) -> None:
-        sql = "DELETE FROM dbfleet_unique WHERE table_name = %s"
-        self.connection.engine.run(self.connection, sql, [name]).close()
+        for table in ("dbfleet_unique", "dbfleet_lookup"):
+            sql = f"DELETE FROM {table} WHERE table_name = %s"
+            self.connection.engine.run(self.connection, sql, [name]).close()
+
+    def _lookups_of(self, opts: Any) -> list[LookupBuild]:
+        return builds(self.routing, self.routing.table_of(opts))
+
+    def _open(self, opts: Any) -> None:
+        """Let reads use the lookups of a table whose every row has its claims."""
+        for one in self._lookups_of(opts):
+            save(self.connection, (one.table.name, one.rule.name), READY)
+        forget()
 
     def _hold(self, change: Change) -> None:
         rules = self._rules(change.opts, change.removed)

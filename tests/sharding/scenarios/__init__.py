@@ -145,7 +145,8 @@ def empty() -> None:
     for cluster in NODES:
         node = _eye(cluster)
         with node.constraint_checks_disabled(), node.cursor() as cursor:
-            for table in [*tables, *(["dbfleet_unique"] if cluster == "home" else [])]:
+            own = ["dbfleet_unique", "dbfleet_left"] if cluster == "home" else []
+            for table in [*tables, *own]:
                 cursor.execute(f"DELETE FROM {table}")
     ids.forget(connection)
 

@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dbfleet.errors import FleetError
-from dbfleet.management import drain, ids, route, status, undrain
+from dbfleet.management import drain, ids, lookups, route, status, undrain
 
 SUBCOMMANDS = {
     "status": status,
@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "drain": drain,
     "undrain": undrain,
     "ids": ids,
+    "lookups": lookups,
 }
 
 
