@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dbfleet.topology.declaration import Cluster, Sharded, databases
+from dbfleet.topology.maps import ListMap, RangeMap
 
 if TYPE_CHECKING:
     from dbfleet.levels import bounded
@@ -26,7 +27,9 @@ __all__ = [
     "LOCAL",
     "REFERENCE",
     "Cluster",
+    "ListMap",
     "PlacementRouter",
+    "RangeMap",
     "Sharded",
     "bounded",
     "close_runtime",

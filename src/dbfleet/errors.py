@@ -65,6 +65,7 @@ CATALOGUE: dict[str, str] = {
     "E406": "a schema change stopped between shards",
     "E407": "no worker number for time-ordered ids could be had",
     "E408": "time-ordered ids are too far from home's clock",
+    "E409": "the shard map does not cover a key",
     # 5xx: gather
     "E501": "a gather needs more rows than its limit",
     "E502": "a gather needs more bytes than its limit",
@@ -164,6 +165,10 @@ class NullShardKey(FleetError, IntegrityError):
 
 class InvalidShardKey(FleetError, DataError):
     """A shard key's value cannot be turned into a shard; nothing was written."""
+
+
+class UncoveredShardKey(InvalidShardKey):
+    """The declared shard map has no shard for a row's key; nothing was written."""
 
 
 class IdsUnavailable(FleetError, OperationalError):

@@ -22,8 +22,7 @@ from dbfleet import Sharded, databases
 from dbfleet.planner.plan import plan_read
 from dbfleet.planner.route import HOME, Fragment, Route, Rung
 from dbfleet.planner.uses import Facts
-from dbfleet.sharding import keys
-from dbfleet.sharding.ledger import ShardMap
+from dbfleet.sharding.ledger import AnyMap, DeclaredMap, ShardMap
 
 SHARDS = ("a", "b", "c")
 APP = "tests.planner.store.apps.PlannerStoreConfig"
@@ -35,7 +34,7 @@ MARIADB = {"ENGINE": "django.db.backends.mysql"}
 
 
 @contextmanager
-def fleet(node: dict[str, str] = SQLITE) -> Iterator[Fleet]:
+def fleet(node: dict[str, str] = SQLITE, declared_map: Any = None) -> Iterator[Fleet]:
     """An alias of three shards, all of them like ``node``, and the store's models."""
     alias = f"offline_{node['ENGINE'].rsplit('.', 1)[1]}"
 
@@ -45,7 +44,7 @@ def fleet(node: dict[str, str] = SQLITE) -> Iterator[Fleet]:
     shards = {shard: declared(shard) for shard in SHARDS}
     entries = databases(
         default=declared("default"),
-        **{alias: Sharded(home=declared("home"), shards=shards)},
+        **{alias: Sharded(home=declared("home"), shards=shards, map=declared_map)},
     )
     with override_settings(
         INSTALLED_APPS=["django.contrib.contenttypes", "dbfleet", APP]
@@ -68,14 +67,24 @@ class Fleet:
         wrapper.get_autocommit = lambda: False
         slots, count = self.topology.slots, len(SHARDS)
         bounds = [slots * n // count for n in range(count + 1)]
-        self._map = ShardMap(
+        self._map: AnyMap = ShardMap(
             [(bounds[n], bounds[n + 1] - 1, name) for n, name in enumerate(SHARDS)],
             slots,
         )
+        self.shards_in: Any = None
+        if self.topology.map is not None:
+            self._map = DeclaredMap(self.topology.map, 1)
+            self.shards_in = self._map.between
 
     def shard_of(self, fields: tuple[Any, ...], values: tuple[Any, ...]) -> str:
-        slot = keys.slot_of(fields, values, self.topology.slots, self.wrapper)
-        return self._map.shard_of(slot)
+        shard = self.find_shard(fields, values)
+        assert shard is not None, values
+        return shard
+
+    def find_shard(
+        self, fields: tuple[Any, ...], values: tuple[Any, ...]
+    ) -> str | None:
+        return self._map.place(fields, values, self.wrapper)
 
     def shard(self, model: Any, *key: Any) -> str:
         """The shard of a model's rows with this key."""
@@ -110,6 +119,8 @@ class Fleet:
             self.shard_of,
             in_transaction,
             only_gather,
+            find_shard=self.find_shard,
+            shards_in=self.shards_in,
         )
         return plan_read(facts, statement)
 

@@ -6,10 +6,13 @@ A million of them is ``python -m tests.planner.trees --count 1000000``.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
 from dbfleet.planner import pruning
+from dbfleet.planner.ranges import Span
+from dbfleet.sharding import ledger
 from tests.planner import trees
 
 COUNT = 3000
@@ -22,6 +25,31 @@ def test_no_row_is_left_out_and_few_shards_are_asked_in_vain(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("seed: ")
     assert lines[-1].startswith(f"trees: {COUNT} run, 0 unsound, ")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in trees.MAPS if kind != "slots"])
+def test_declared_maps_leave_no_row_out(kind: str) -> None:
+    seed = random.randrange(1 << 31)
+    print(f"seed: {seed}")
+    outcome = trees.run(COUNT, seed, kind=kind)
+    assert outcome.unsound == 0, outcome.examples
+    # Comparisons of texts are the server's, so they ask every shard.
+    assert outcome.minimal_percent >= (75 if "texts" in kind else 95)
+
+
+def test_a_range_that_ends_too_early_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = ledger.DeclaredMap.between
+
+    def short(self: Any, field: Any, values: Span) -> Any:
+        high = None if values.high is None else values.high - 1
+        return right(self, field, values._replace(high=high))
+
+    monkeypatch.setattr(ledger.DeclaredMap, "between", short)
+    seed = random.randrange(1 << 31)
+    print(f"seed: {seed}")
+    assert trees.run(2000, seed, kind="range").unsound > 0
 
 
 @pytest.mark.parametrize(

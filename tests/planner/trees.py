@@ -1,6 +1,6 @@
 """Random filters, pruned and judged against every row of a small world.
 
-``python -m tests.planner.trees --count 1000000 [--seed N]``
+``python -m tests.planner.trees --count 1000000 [--seed N] [--map list]``
 
 A tree is a random Q (AND, OR, XOR, NOT, to depth 4, lookups on the shard key, on other
 columns, NULL or not), built into a WHERE by Django. The world of a model holds one row
@@ -36,6 +36,7 @@ from django.db.models.expressions import Col
 from django.db.models.sql import Query
 from django.db.models.sql.where import AND, OR, NothingNode, WhereNode
 
+from dbfleet import ListMap, RangeMap
 from dbfleet.planner.pruning import clusters_of, possible_values
 from dbfleet.planner.uses import Facts
 from tests.planner import offline
@@ -266,15 +267,16 @@ _TESTS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def world(fleet: offline.Fleet, name: str) -> World:
-    """The world of one of the store's models."""
+    """The world of one of the store's models: rows with a key that has a shard."""
     from tests.planner.store import models
 
     model = getattr(models, name)
     paths = (*KEY_PATHS[name], *OTHER_PATHS[name])
-    rows = list(product(*(path.world for path in paths)))
+    every = product(*(path.world for path in paths))
     having: dict[str, dict[Any, int]] = {path.column: {} for path in paths}
     shards = dict.fromkeys(offline.SHARDS, 0)
     keys = len(KEY_PATHS[name])
+    rows = [row for row in every if _shard(fleet, model, row[:keys])]
     bits: dict[tuple[str, Any], list[int]] = {}
     for at, row in enumerate(rows):
         for path, value in zip(paths, row, strict=True):
@@ -294,8 +296,8 @@ def world(fleet: offline.Fleet, name: str) -> World:
 
 
 @functools.cache
-def _shard(fleet: offline.Fleet, model: Any, key: tuple[Any, ...]) -> str:
-    return fleet.shard(model, *key)
+def _shard(fleet: offline.Fleet, model: Any, key: tuple[Any, ...]) -> str | None:
+    return fleet.find_shard(fleet.table(model).key_fields, key)
 
 
 # -- the oracle -----------------------------------------------------------------------
@@ -367,9 +369,12 @@ class Outcome:
 class Run:
     """Trees over the worlds of an offline fleet; the same for the same seed."""
 
-    def __init__(self, fleet: offline.Fleet, seed: int) -> None:
+    def __init__(
+        self, fleet: offline.Fleet, seed: int, models: Iterable[str] = KEY_PATHS
+    ) -> None:
         self.chance = random.Random(seed)
-        self.worlds = [world(fleet, name) for name in KEY_PATHS]
+        self.worlds = [world(fleet, name) for name in models]
+        self.shards_in = fleet.shards_in
         facts = Facts(
             fleet.topology,
             fleet.wrapper.engine,
@@ -378,7 +383,7 @@ class Run:
             in_transaction=False,
         )
         self.is_exact = facts.is_exact
-        self.shard_of = functools.lru_cache(maxsize=None)(fleet.shard_of)
+        self.shard_of = functools.lru_cache(maxsize=None)(fleet.find_shard)
         self.outcome = Outcome()
 
     def one(self, *, is_compared: bool) -> None:
@@ -393,7 +398,9 @@ class Run:
             self._compare(found, q, where, true)
         values = possible_values(where, self.is_exact)
         alias = found.query.base_table
-        clusters = clusters_of(found.table, alias, values, self.shard_of)
+        clusters = clusters_of(
+            found.table, alias, values, self.shard_of, self.shards_in
+        )
         asked = frozenset(found.shards) if clusters is None else clusters
         self._note(found, q, asked, found.shards_of(true), found.shards_of(native))
 
@@ -433,12 +440,36 @@ class Run:
             counts[3] += asked == needed
 
 
+#: name -> (declared map, the models that it can place); hash slots place all
+MAPS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "slots": (None, tuple(KEY_PATHS)),
+    "list": (ListMap({n: "abc"[n % 3] for n in KEYS[::2]}), ("Customer", "Order")),
+    "range": (
+        RangeMap([(None, 3, "a"), (3, 6, "b"), (6, 20, "c"), (20, 30, "a")]),
+        ("Customer", "Order"),
+    ),
+    "list of texts": (
+        ListMap({slug: "abc"[at % 3] for at, slug in enumerate(SLUGS[::3])}),
+        ("Page",),
+    ),
+    "range of texts": (
+        RangeMap([("a1", "c3", "a"), ("c3", "f", "b"), ("f", None, "c")]),
+        ("Page",),
+    ),
+}
+
+
 def run(
-    count: int, seed: int, tell: Callable[[Outcome], None] | None = None
+    count: int,
+    seed: int,
+    tell: Callable[[Outcome], None] | None = None,
+    kind: str = "slots",
 ) -> Outcome:
     """Judge ``count`` trees; the table of every world exists meanwhile."""
+    declared, models = MAPS[kind]
     with ExitStack() as stack:
-        found = Run(stack.enter_context(offline.fleet()), seed)
+        fleet = stack.enter_context(offline.fleet(declared_map=declared))
+        found = Run(fleet, seed, models)
         for each in found.worlds:
             stack.enter_context(stored(each))
         for number in range(count):
@@ -452,11 +483,14 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 31))
+    parser.add_argument("--map", default="slots", choices=MAPS)
     parser.add_argument("--examples", action="store_true", help="what is not minimal")
     options = parser.parse_args(None if arguments is None else list(arguments))
     print(f"seed: {options.seed}", flush=True)
     began = time.monotonic()
-    outcome = run(options.count, options.seed, lambda o: print(o, flush=True))
+    outcome = run(
+        options.count, options.seed, lambda o: print(o, flush=True), options.map
+    )
     for example in outcome.examples:
         if options.examples or example.startswith("UNSOUND"):
             print(example)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dbfleet import Cluster, Sharded, databases
+from dbfleet import Cluster, ListMap, RangeMap, Sharded, databases
 from dbfleet.errors import ConfigurationError
 from dbfleet.policies import Weighted
 from dbfleet.topology import find_mistakes, load, load_all
@@ -21,6 +21,11 @@ MYSQL = {"ENGINE": "django.db.backends.mysql", "NAME": "shop", "HOST": "db1"}
 def sharded(**options: Any) -> Sharded:
     options = {"home": LITE, "shards": {"a": {"NAME": "a.db"}}, **options}
     return Sharded(**options)
+
+
+def ranges(*rows: tuple[Any, Any, str]) -> Sharded:
+    shards = {"a": {"NAME": "a.db"}, "b": {"NAME": "b.db"}}
+    return sharded(map=RangeMap(rows), shards=shards)
 
 
 def entry(**keys: Any) -> dict[str, Any]:
@@ -127,6 +132,27 @@ CASES: list[tuple[str, Any, str, str]] = [
     ("E007", Cluster(PG, policy="dbfleet.policies.Weighted"), "x", "needs arguments"),
     ("E007", Cluster(PG, policy=object()), "x", "has no method order"),  # type: ignore[arg-type]
     ("E007", Cluster(PG, policy=Weighted), "x", "needs arguments"),
+    ("E004", sharded(map=7), "x", "MAP must be a ListMap, a RangeMap, or a dict"),
+    ("E004", sharded(map={}), "x", "MAP must be a ListMap"),
+    ("E004", sharded(map={"LIST": ["a"]}), "x", "MAP LIST must be a dict"),
+    ("E004", sharded(map=ListMap({})), "x", "MAP LIST is empty"),
+    ("E004", sharded(map=ListMap({1: "z"})), "x", "MAP places keys on 'z' is unknown"),
+    ("E004", sharded(map=ListMap({1.5: "a"})), "x", "has the key 1.5; keys are of"),
+    ("E004", sharded(map=ListMap({True: "a"})), "x", "has the key True"),
+    ("E004", sharded(map=ListMap({1: "a", "1": "a"})), "x", "keys of several types"),
+    ("E004", sharded(map={"RANGE": [(1, "a")]}), "x", "MAP RANGE must be a list of"),
+    ("E004", sharded(map={"RANGE": {1: "a"}}), "x", "MAP RANGE must be a list of"),
+    ("E004", sharded(map=RangeMap([([1], 2, "a")])), "x", "has the key [1]"),
+    ("E004", sharded(map=RangeMap([(1, "2", "a")])), "x", "keys of several types"),
+    ("E004", sharded(map=RangeMap([(2, 2, "a")])), "x", "(2, 2, 'a') is empty"),
+    ("E004", sharded(map=RangeMap([(None, None, "a")])), "x", "has no bound"),
+    ("E004", ranges((0, 5, "a"), (4, 9, "b")), "x", "(4, 9, 'b') overlap"),
+    ("E004", ranges((0, None, "a"), (4, 9, "b")), "x", "(4, 9, 'b') overlap"),
+    ("E004", ranges((None, 5, "a"), (None, 9, "b")), "x", "'b') overlap"),
+    ("E004", ranges((0, 5, "a"), (6, 9, "b")), "x", "(6, 9, 'b') leave a gap"),
+    ("E005", entry(MAP={"LIST": {1: "a"}}), "x", "MAP is about shards"),
+    ("E005", sharded(slots=7, map=ListMap({1: "a"})), "x", "exclude each other"),
+    ("E006", sharded(map={"LISTS": {1: "a"}}), "x", "did you mean 'LIST'?"),
     ("E008", Cluster(PG, replicas=[LITE]), "x", "x/replica1 is django.db.backends.sql"),
     ("E008", sharded(shards={"a": PG}), "x", "declare the others as aliases"),
 ]

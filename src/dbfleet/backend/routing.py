@@ -39,6 +39,7 @@ from dbfleet.planner.plan import (
     plan_pinned,
     plan_read,
 )
+from dbfleet.planner.ranges import Span
 from dbfleet.planner.route import HOME, Route, Rung
 from dbfleet.planner.tables import Table, Tables
 from dbfleet.planner.uses import Facts, Statement
@@ -78,12 +79,28 @@ class Routing(Binding, ShardRows):
             self.shard_of,
             self.in_transaction(),
             only_gather or forced.only_gather,
-            self.lookup_fields,
+            lookup_fields=self.lookup_fields,
+            find_shard=self.find_shard,
+            shards_in=None if self.topology.map is None else self.shards_in,
+            read_epoch=partial(ledger.known_epoch, self.wrapper),
         )
 
     def shard_of(self, fields: tuple[Any, ...], values: tuple[Any, ...]) -> str:
-        slot = keys.slot_of(fields, values, self.topology.slots, self.wrapper)
-        return ledger.shard_map(self.wrapper).shard_of(slot)
+        """The shard of a row with this key; raises E409 where the map has none."""
+        shard = self.find_shard(fields, values)
+        if shard is None:
+            raise keys.uncovered(self.topology, fields, values)
+        return shard
+
+    def find_shard(
+        self, fields: tuple[Any, ...], values: tuple[Any, ...]
+    ) -> str | None:
+        """The shard of rows with this key; None where there can be no such row."""
+        return ledger.shard_map(self.wrapper).place(fields, values, self.wrapper)
+
+    def shards_in(self, field: Any, values: Span) -> frozenset[str] | None:
+        """The shards of keys in a range; None means any."""
+        return ledger.shard_map(self.wrapper).between(field, values)
 
     def table_of(self, opts: Any) -> Table:
         return self.tables.of(
@@ -324,10 +341,19 @@ class Routing(Binding, ShardRows):
         value = simple.key_value(query, key)
         if value is None:
             return None
-        shard = self.shard_of(table.key_fields, (value,))
+        known_map = ledger.shard_map(self.wrapper)
+        shard = known_map.place(table.key_fields, (value,), self.wrapper)
+        if shard is None:
+            return None  # no row can have the key
         if pins.shard_for(self.topology.alias) is not None:
             return None  # on_shard has a say
-        return plan_pinned(table, self.topology.alias, shard, self.in_transaction())
+        return plan_pinned(
+            table,
+            self.topology.alias,
+            shard,
+            self.in_transaction(),
+            known_map.epoch,
+        )
 
     def read_cluster(
         self, compiler: Any, execute: Callable[..., Any], *args: Any, **kwargs: Any

@@ -185,6 +185,7 @@ def _as_json(route: Route) -> str:
             "nodes": route.nodes,
             "replica_ok": route.replica_ok,
             "reason": route.reason,
+            "epoch": route.epoch,
             "fragments": fragments,
         },
         indent=2,

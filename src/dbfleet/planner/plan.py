@@ -86,20 +86,24 @@ def _spread(
         reason,
         replica_ok=replica_ok,
         merge=merge,
+        epoch=facts.epoch,
     )
 
 
-def plan_pinned(table: Table, alias: str, shard: str, in_transaction: bool) -> Route:
+def plan_pinned(
+    table: Table, alias: str, shard: str, in_transaction: bool, epoch: int | None = None
+) -> Route:
     """Route a read that :mod:`dbfleet.planner.simple` proved to be of one shard."""
-    route = table.pins.get((shard, in_transaction))
+    route = table.pins.get((shard, in_transaction, epoch))
     if route is None:
-        route = table.pins[shard, in_transaction] = Route(
+        route = table.pins[shard, in_transaction, epoch] = Route(
             alias,
             Intent.READ,
             Rung.NODE,
             (shard,),
             table.pin_reason,
             replica_ok=not in_transaction,
+            epoch=epoch,
         )
     return route
 
@@ -178,13 +182,21 @@ def _plan_write(facts: Facts, uses: Sequence[Use], target: Table) -> Route:
             found = own.clusters if own is not None else None
             clusters = in_order(facts, found)
             reason = "each shard decides its own rows"
-        return Route(facts.alias, Intent.WRITE, Rung.SCATTER, clusters, reason)
+        return Route(
+            facts.alias,
+            Intent.WRITE,
+            Rung.SCATTER,
+            clusters,
+            reason,
+            epoch=facts.epoch,
+        )
     return Route(
         facts.alias,
         Intent.WRITE,
         Rung.GATHER,
         (HOME, *facts.shards),
         "rows are chosen with other tables: keys are picked first",
+        epoch=facts.epoch,
     )
 
 
@@ -218,7 +230,13 @@ def _one(
     replica_ok: bool = False,
 ) -> Route:
     return Route(
-        facts.alias, intent, Rung.NODE, (cluster,), reason, replica_ok=replica_ok
+        facts.alias,
+        intent,
+        Rung.NODE,
+        (cluster,),
+        reason,
+        replica_ok=replica_ok,
+        epoch=facts.epoch,
     )
 
 
@@ -254,6 +272,7 @@ def _gather(
         f"no filter fixes one shard for {', '.join(names)}, and {why}",
         fragments,
         replica_ok,
+        epoch=facts.epoch,
     )
 
 

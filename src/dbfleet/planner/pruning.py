@@ -55,8 +55,10 @@ from dbfleet.planner.tables import Table
 
 #: whether equality on a field means equal values
 IsExact = Callable[[Any], bool]
-#: (key fields, key values) -> shard name
-ShardOf = Callable[[tuple[Any, ...], tuple[Any, ...]], str]
+#: (key fields, key values) -> shard name; None if no row can have that key
+ShardOf = Callable[[tuple[Any, ...], tuple[Any, ...]], str | None]
+#: a key field, and a range of its values -> shards; None if any
+ShardsIn = Callable[[Any, Span], frozenset[str] | None]
 
 #: more keys than this in one IN are not worth placing one by one
 MAX_KEYS = 10_000
@@ -482,9 +484,16 @@ def _narrow(branch: Branch, source: tuple[str, str], target: tuple[str, str]) ->
 
 
 def clusters_of(
-    table: Table, alias: str, values: Values, shard_of: ShardOf
+    table: Table,
+    alias: str,
+    values: Values,
+    shard_of: ShardOf,
+    shards_in: ShardsIn | None = None,
 ) -> frozenset[str] | None:
-    """The shards that may hold rows of one table occurrence; None means any."""
+    """The shards that may hold rows of one table occurrence; None means any.
+
+    ``shards_in`` is what a map of listed keys or ranges knows of a range of values.
+    """
     if not values:
         return frozenset()  # the block has no rows, whatever its tables hold
     fields = table.key_fields
@@ -493,6 +502,14 @@ def clusters_of(
     found: set[str] = set()
     left = MAX_KEYS
     for branch in values:
+        if shards_in is not None and len(fields) == 1:
+            allowed = branch.get((alias, fields[0].column))
+            if isinstance(allowed, Span):
+                some = shards_in(fields[0], allowed)
+                if some is None:
+                    return None
+                found |= some
+                continue
         sets = [listed(branch.get((alias, field.column))) for field in fields]
         if frozenset() in sets:
             continue  # a key of a row that is there is not NULL
@@ -502,5 +519,7 @@ def clusters_of(
             if not left:
                 return None
             left -= 1
-            found.add(shard_of(fields, key))
+            shard = shard_of(fields, key)
+            if shard is not None:
+                found.add(shard)
     return frozenset(found)

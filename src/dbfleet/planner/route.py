@@ -79,6 +79,9 @@ class Route:
     nodes: tuple[str, ...] = ()
     #: ``lookups.Ask``: home's answers would leave fewer shards
     asks: tuple[Any, ...] = field(default=(), repr=False)
+    #: the epoch of the shard map that it was decided under; None where the process
+    #: had not read the map, because no key had to be placed
+    epoch: int | None = None
 
     def describe(self) -> str:
         """The route in lines for a person; no parameters are shown."""
@@ -89,6 +92,7 @@ class Route:
             f"clusters: {', '.join(self.clusters) or 'none'}",
             *([f"nodes:    {', '.join(self.nodes)}"] if self.nodes else []),
             f"reason:   {self.reason}",
+            *([f"epoch:    {self.epoch}"] if self.epoch is not None else []),
         ]
         if self.merge is not None:
             lines.append(f"merge:    {self.merge.describe()}")

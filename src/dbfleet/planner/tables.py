@@ -57,7 +57,7 @@ class Table:
         return tuple(f.column for f in self.key_fields)
 
     @cached_property
-    def pins(self) -> dict[tuple[str, bool], Any]:
+    def pins(self) -> dict[tuple[str, bool, int | None], Any]:
         """Routes to one shard, made once: (shard, in a transaction) -> route."""
         return {}
 

@@ -19,7 +19,7 @@ from dbfleet.planner.blocks import Block, Occurrence
 from dbfleet.planner.branches import Values
 from dbfleet.planner.lookups import Answers, Lookups
 from dbfleet.planner.nested import Scopes
-from dbfleet.planner.pruning import ShardOf, clusters_of
+from dbfleet.planner.pruning import ShardOf, ShardsIn, clusters_of
 from dbfleet.planner.tables import Table, Tables
 from dbfleet.topology import Topology
 
@@ -52,7 +52,8 @@ class Facts:
     topology: Topology
     engine: Engine
     tables: Tables
-    shard_of: ShardOf
+    #: for rows that are written: raises where no shard may hold the key
+    shard_of: Callable[[tuple[Any, ...], tuple[Any, ...]], str]
     in_transaction: bool
     #: every statement over several shards is gathered, to compare with other rungs
     only_gather: bool = False
@@ -60,6 +61,15 @@ class Facts:
     lookup_fields: Callable[[Table], tuple[Any, ...]] = _no_fields
     #: what home said of them, once it was asked
     answers: Answers | None = None
+    #: for rows that are looked for; None: ``shard_of``, where every key has a shard
+    find_shard: ShardOf | None = None
+    shards_in: ShardsIn | None = None
+    #: the epoch of the shard map, None while it was not needed
+    read_epoch: Callable[[], int | None] = lambda: None
+
+    @property
+    def epoch(self) -> int | None:
+        return self.read_epoch()
 
     @property
     def alias(self) -> str:
@@ -183,7 +193,8 @@ def _place(
     facts, found = lookups.facts, None
     is_exact = all(map(facts.is_exact, table.key_fields))
     if not values or (is_exact and not table.key_path):
-        found = clusters_of(table, alias, values, facts.shard_of)
+        find = facts.find_shard or facts.shard_of
+        found = clusters_of(table, alias, values, find, facts.shards_in)
     if found is None and table.key_path:
         hop = table.key_path[0]
         for joined in _parents_of(block, alias, hop):

@@ -16,7 +16,8 @@ from typing import Any
 
 from django.db.models import IntegerField
 
-from dbfleet.errors import InvalidShardKey, NullShardKey
+from dbfleet.errors import InvalidShardKey, NullShardKey, UncoveredShardKey
+from dbfleet.topology import Topology
 
 _UTC = datetime.UTC
 
@@ -99,18 +100,61 @@ def slot_of(
     digest = hashlib.blake2b(digest_size=8)
     for field, value in zip(fields, values, strict=True):
         if value is None:
-            raise NullShardKey(
-                "E401",
-                f"{field.model._meta.label}.{field.name} is the shard key and is "
-                "NULL; a row needs a shard key to be stored: give it a value",
-            )
+            raise _null(field)
         try:
             part = encode(canonical(field, value, connection))
         except Exception as error:
-            raise InvalidShardKey(
-                "E404",
-                f"{value!r} is no shard key for "
-                f"{field.model._meta.label}.{field.name}: {error}",
-            ) from error
+            raise _invalid(field, value, error) from error
         digest.update(len(part).to_bytes(4, "big") + part)
     return int.from_bytes(digest.digest(), "big") % slots
+
+
+def value_of(field: Any, value: Any, connection: Any) -> Any:
+    """The value of a key as a declared map compares it; raises as :func:`slot_of`."""
+    if value is None:
+        raise _null(field)
+    try:
+        return canonical(field, value, connection)
+    except Exception as error:
+        raise _invalid(field, value, error) from error
+
+
+def uncovered(
+    topology: Topology, fields: Sequence[Any], values: Sequence[Any]
+) -> UncoveredShardKey:
+    """The error for a key that the alias's declared map has no shard for."""
+    names = ", ".join(field.name for field in fields)
+    label = fields[0].model._meta.label
+    alias, found = topology.alias, topology.map
+    if len(fields) > 1:
+        problem = (
+            f"has {len(fields)} columns ({names}), and MAP places keys of one: "
+            "give the model a shard key of one column"
+        )
+    elif found is not None and found.key_type is not None:
+        problem = (
+            f"is {names}={values[0]!r}, which MAP {found.kind} of {alias!r} does not "
+            f"cover; its keys are of the type {found.key_type.__name__}. Store the row "
+            "under a key that it covers, or keep the model on another alias"
+        )
+    else:
+        problem = f"is {names}={values[0]!r}, for which {alias!r} has no shard"
+    return UncoveredShardKey(
+        "E409", f"the shard key of {label} {problem}. Nothing was written"
+    )
+
+
+def _null(field: Any) -> NullShardKey:
+    return NullShardKey(
+        "E401",
+        f"{field.model._meta.label}.{field.name} is the shard key and is "
+        "NULL; a row needs a shard key to be stored: give it a value",
+    )
+
+
+def _invalid(field: Any, value: Any, error: Exception) -> InvalidShardKey:
+    return InvalidShardKey(
+        "E404",
+        f"{value!r} is no shard key for "
+        f"{field.model._meta.label}.{field.name}: {error}",
+    )

@@ -10,13 +10,16 @@ and for each of its values that a row gave up lately.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.db.utils import Error
 
 from dbfleet.errors import ConfigurationError, NodeMismatch
 from dbfleet.executor import leaders
+from dbfleet.planner.ranges import Span
+from dbfleet.sharding import keys
+from dbfleet.topology import maps
 
 PREFIX = "dbfleet_"
 
@@ -73,7 +76,10 @@ def control(wrapper: Any) -> Iterator[Any]:
 class ShardMap:
     """Slot -> shard, as home has it. Immutable."""
 
-    def __init__(self, ranges: list[tuple[int, int, str]], slots: int) -> None:
+    def __init__(
+        self, ranges: list[tuple[int, int, str]], slots: int, epoch: int = 1
+    ) -> None:
+        self.epoch, self._slots = epoch, slots
         table: list[str] = [""] * slots
         for first, last, shard in ranges:
             table[first : last + 1] = [shard] * (last - first + 1)
@@ -82,16 +88,58 @@ class ShardMap:
     def shard_of(self, slot: int) -> str:
         return self._table[slot]
 
+    def place(
+        self, fields: Sequence[Any], values: Sequence[Any], connection: Any
+    ) -> str | None:
+        """The shard of a key; every key has one."""
+        return self._table[keys.slot_of(fields, values, self._slots, connection)]
+
+    def between(self, field: Any, values: Span) -> frozenset[str] | None:
+        return None  # neighbours are not hashed to neighbours
+
     @property
     def shards(self) -> frozenset[str]:
         return frozenset(self._table)
 
 
+class DeclaredMap:
+    """A map of listed keys or ranges, which home was found to agree with. Immutable."""
+
+    def __init__(self, declared: maps.ShardMap, epoch: int) -> None:
+        self.epoch, self._declared = epoch, declared
+
+    def place(
+        self, fields: Sequence[Any], values: Sequence[Any], connection: Any
+    ) -> str | None:
+        """The shard of a key; None where the map does not cover it."""
+        found = [
+            keys.value_of(field, value, connection)
+            for field, value in zip(fields, values, strict=True)
+        ]
+        return self._declared.place(found[0]) if len(found) == 1 else None
+
+    def between(self, field: Any, values: Span) -> frozenset[str] | None:
+        """The shards of keys in a range that SQL compares as Python does; None: any."""
+        return self._declared.between(values.low, values.high, values.excluded)
+
+    @property
+    def shards(self) -> frozenset[str]:
+        return self._declared.shards
+
+
+AnyMap = ShardMap | DeclaredMap
+
 #: (alias, home's database) -> map; another database is another fleet
-_maps: dict[tuple[str, str], ShardMap] = {}
+_maps: dict[tuple[str, str], AnyMap] = {}
 
 
-def shard_map(wrapper: Any) -> ShardMap:
+def known_epoch(wrapper: Any) -> int | None:
+    """The epoch of the alias's shard map, None if it was not read yet; no I/O."""
+    found = _maps.get((wrapper.alias, str(wrapper.settings_dict["NAME"])))
+    return None if found is None else found.epoch
+
+
+def shard_map(wrapper: Any) -> AnyMap:
     """The alias's shard map; two round trips the first time in a process.
 
     Raises ConfigurationError where the map and the settings name other shards.
@@ -115,6 +163,8 @@ def slot_counts(engine: Any, home: Any) -> dict[str, int] | None:
     except Error:
         return None
     for first, last, shard in rows:
+        if last < first:
+            continue  # a declared map, which has no slots
         counts[shard] = counts.get(shard, 0) + last - first + 1
     return counts or None
 
@@ -125,24 +175,66 @@ def forget_alias(alias: str) -> None:
         del _maps[key]
 
 
-def _load(wrapper: Any, node: Any) -> ShardMap:
+_READ = "SELECT slot_from, slot_to, shard, epoch FROM dbfleet_shard ORDER BY slot_from"
+
+
+def _load(wrapper: Any, node: Any) -> AnyMap:
+    """What home has, made if it has nothing yet.
+
+    A declared map is one row, at slot 0, with no slots: its primary key decides between
+    processes that begin at once under different settings, hash slots included.
+    """
     create_tables(wrapper.engine, node)
     topology = wrapper.topology
-    sql = "SELECT slot_from, slot_to, shard FROM dbfleet_shard ORDER BY slot_from"
-    ranges = wrapper.engine.fetch(node, sql)
-    if not ranges:
-        ranges = _even(tuple(topology.shards), topology.slots)
-        for first, last, shard in ranges:
-            with contextlib.suppress(Error):  # another process was first
-                wrapper.engine.run(
-                    node,
-                    "INSERT INTO dbfleet_shard (slot_from, slot_to, shard, epoch) "
-                    "VALUES (%s, %s, %s, 1)",
-                    [first, last, shard],
-                ).close()
-        ranges = wrapper.engine.fetch(node, sql)
+    declared = topology.map
+    rows = wrapper.engine.fetch(node, _READ)
+    wanted = (
+        _even(tuple(topology.shards), topology.slots)
+        if declared is None
+        else [(0, -1, declared.fingerprint())]
+    )
+    # Some of the wanted rows: another process is about to add the others, or has died.
+    if len(rows) < len(wanted) and all(tuple(row[:3]) in wanted for row in rows):
+        _insert(wrapper.engine, node, wanted[:1])
+        first = wrapper.engine.fetch(node, _READ)
+        if first and tuple(first[0][:3]) == wanted[0]:  # else another map was first
+            _insert(wrapper.engine, node, wanted[1:])
+        rows = wrapper.engine.fetch(node, _READ)
+    epoch = max((row[3] for row in rows), default=1)
+    if declared is not None or any(last < first for first, last, *_ in rows):
+        _check_declared(wrapper, rows)
+        assert declared is not None
+        return DeclaredMap(declared, epoch)
+    ranges = [tuple(row[:3]) for row in rows]
     _check(wrapper, ranges)
-    return ShardMap(list(ranges), topology.slots)
+    return ShardMap(ranges, topology.slots, epoch)
+
+
+def _insert(engine: Any, node: Any, rows: list[tuple[Any, ...]]) -> None:
+    for first, last, shard in rows:
+        with contextlib.suppress(Error):  # another process was first
+            engine.run(
+                node,
+                "INSERT INTO dbfleet_shard (slot_from, slot_to, shard, epoch) "
+                "VALUES (%s, %s, %s, 1)",
+                [first, last, shard],
+            ).close()
+
+
+def _check_declared(wrapper: Any, rows: list[tuple[Any, ...]]) -> None:
+    declared = wrapper.topology.map
+    wanted = "hash slots" if declared is None else declared.fingerprint()
+    found = [row[2] for row in rows if row[1] < row[0]]
+    if found == [wanted] and len(rows) == 1:
+        return
+    recorded = found[0] if found else "hash slots"
+    raise ConfigurationError(
+        "E403",
+        f"alias {wrapper.alias!r}: rows were placed by the map {recorded!r}, as home "
+        f"recorded at its first use, and the settings declare {wanted!r}: a map cannot "
+        "change once rows are stored, set it back, or load the rows into another alias "
+        "that has the new map",
+    )
 
 
 def _check(wrapper: Any, ranges: list[tuple[Any, ...]]) -> None:

@@ -17,6 +17,7 @@ from dbfleet.levels import Level
 from dbfleet.policies import Policy
 from dbfleet.replicas import Source, is_source, read_source
 from dbfleet.topology.loading import find_mistakes, is_fleet
+from dbfleet.topology.maps import ShardMap
 from dbfleet.topology.mistakes import Mistakes, unknown_name
 from dbfleet.topology.nodes import BACKEND, read_node
 from dbfleet.topology.snapshot import DEFAULT_SLOTS, CommitMode, GatherLimits
@@ -128,7 +129,8 @@ class Cluster(_Declared):
 class Sharded(_Declared):
     """Rows spread over shards; each shard a cluster, a URL, a dict or a callable.
 
-    ``home`` holds what is not spread. ``slots`` is fixed once rows exist.
+    ``home`` holds what is not spread. Rows are placed by hash slots, ``slots`` of them,
+    or as ``map`` says; both are fixed once rows exist.
     ``gather`` sets limits, e.g. ``{"MAX_ROWS": 10_000}``. ``commit`` says what a
     transaction over several nodes does where a server cannot prepare:
     ``"two_phase"`` refuses, ``"best_effort"`` commits one after another.
@@ -138,6 +140,7 @@ class Sharded(_Declared):
     home: Any
     shards: Any
     slots: int = DEFAULT_SLOTS
+    map: ShardMap | None = None
     policy: PolicyGiven = None
     gather: Any = _NOTHING
     commit: CommitMode = "two_phase"
@@ -151,6 +154,7 @@ class Sharded(_Declared):
         home: Node | Cluster,
         shards: Mapping[str, Node | Cluster],
         slots: int = DEFAULT_SLOTS,
+        map: ShardMap | Mapping[str, Any] | None = None,  # noqa: A002 - the setting
         policy: PolicyGiven = None,
         gather: Mapping[str, int] | GatherLimits | None = None,
         commit: CommitMode = "two_phase",
@@ -162,6 +166,7 @@ class Sharded(_Declared):
             home=freeze(home),
             shards=freeze(shards),
             slots=slots,
+            map=freeze(map),
             policy=policy,
             gather=_limits(gather),
             commit=commit,
@@ -200,6 +205,7 @@ class Sharded(_Declared):
 
 _SHARDED_OPTIONS = (
     "slots",
+    "map",
     "policy",
     "gather",
     "commit",

@@ -244,6 +244,7 @@ class _Reading:
             shards=FrozenDict(shards),
             read_only=options.read_only,
             slots=options.slots,
+            map=options.map,
             gather=options.gather,
             gather_own=options.gather_own,
             commit=options.commit,
@@ -305,7 +306,7 @@ class _Reading:
                 "SHARDS must be a dict of name to node, with one shard at least",
             )
             return {}
-        if options.slots < len(declared):
+        if options.map is None and options.slots < len(declared):
             self.mistakes.add(
                 "E005",
                 self.alias,

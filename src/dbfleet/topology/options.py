@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from dbfleet.errors import ConfigurationError
 from dbfleet.levels import Level, read_level
 from dbfleet.policies import Policy, read_policy
+from dbfleet.topology.maps import ShardMap, read_map
 from dbfleet.topology.mistakes import Mistakes, unknown_name
 from dbfleet.topology.snapshot import (
     COMMIT_MODES,
@@ -23,8 +24,10 @@ from dbfleet.topology.snapshot import (
 )
 
 #: Options of an alias as a whole, apart from ``POLICY``, which a shard has too.
-OPTION_KEYS = frozenset(["READ_ONLY", "SLOTS", "GATHER", "COMMIT", "CONSISTENCY"])
-_OF_SHARDS = ("SLOTS", "GATHER", "COMMIT")
+OPTION_KEYS = frozenset(
+    ["READ_ONLY", "SLOTS", "MAP", "GATHER", "COMMIT", "CONSISTENCY"]
+)
+_OF_SHARDS = ("SLOTS", "MAP", "GATHER", "COMMIT")
 
 
 class Options(NamedTuple):
@@ -33,6 +36,7 @@ class Options(NamedTuple):
     read_only: bool = False
     policy: Policy | None = None
     slots: int = DEFAULT_SLOTS
+    map: ShardMap | None = None
     gather: GatherLimits = DEFAULT_LIMITS
     gather_own: frozenset[str] = frozenset()
     commit: CommitMode = "two_phase"
@@ -60,6 +64,7 @@ def read_options(alias: str, entry: Mapping[str, Any], mistakes: Mistakes) -> Op
         read["slots"] = slots
     else:
         mistakes.add("E004", alias, f"SLOTS must be a positive int, not {slots!r}")
+    read["map"] = _read_map(alias, entry, mistakes)
     commit = entry.get("COMMIT", "two_phase")
     if commit in COMMIT_MODES:
         read["commit"] = commit
@@ -78,6 +83,20 @@ def read_options(alias: str, entry: Mapping[str, Any], mistakes: Mistakes) -> Op
     read["gather"] = GatherLimits(**own)
     read["gather_own"] = frozenset(own)
     return Options(**read)
+
+
+def _read_map(
+    alias: str, entry: Mapping[str, Any], mistakes: Mistakes
+) -> ShardMap | None:
+    given, shards = entry.get("MAP"), entry.get("SHARDS")
+    if given is None:
+        return None
+    if "SLOTS" in entry:
+        mistakes.add("E005", alias, "SLOTS and MAP exclude each other: remove one")
+    found = read_map(alias, given, mistakes)
+    if found is not None and isinstance(shards, Mapping):
+        found.mistakes_in(alias, shards, mistakes)
+    return found
 
 
 def read_limits(where: str, given: object, mistakes: Mistakes) -> dict[str, int]:

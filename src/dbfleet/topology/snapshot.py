@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dbfleet.levels import Level
 from dbfleet.policies import Policy
+from dbfleet.topology.maps import ShardMap
 from dbfleet.topology.values import FrozenDict
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class Topology(NamedTuple):
     shards: Mapping[str, ClusterTopology] = FrozenDict()
     read_only: bool = False
     slots: int = DEFAULT_SLOTS
+    #: where keys are, if that is declared; None: hashed to slots
+    map: ShardMap | None = None
     gather: GatherLimits = DEFAULT_LIMITS
     #: The limits this alias sets itself; ``DBFLEET["GATHER"]`` gives the others.
     gather_own: frozenset[str] = frozenset()
