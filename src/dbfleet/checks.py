@@ -19,7 +19,7 @@ from dbfleet import conf, topology
 from dbfleet.conf import FleetSettings, Target
 from dbfleet.errors import ConfigurationError
 from dbfleet.placement.constraints import spread_constraints
-from dbfleet.placement.keys import KeyProblem, find_key
+from dbfleet.placement.keys import KeyProblem, column_misfit, find_key
 from dbfleet.placement.layout import layout, meta_rule, rule_for, settings_rule
 from dbfleet.placement.layouts import Reference, Sharded
 from dbfleet.placement.lookup import (
@@ -229,7 +229,7 @@ def _check_sharding(
     homes = [
         topologies[alias]
         for alias in _aliases(model)
-        if alias in topologies and topologies[alias].is_sharded
+        if alias in topologies and topologies[alias].has_layouts
     ]
     try:
         own_rule = meta_rule(model)
@@ -269,6 +269,7 @@ def _check_sharding(
     except ConfigurationError:
         return  # the parent's key is wrong, which is told for the parent
     else:
+        _check_distribution(homes, opts, found, mistakes)
         _check_constraints(opts, found, mistakes)
         _check_lookups(opts, names, found, mistakes)
         _check_ids(opts, found, fleet, mistakes)
@@ -298,7 +299,7 @@ def _check_unused_key(
     if not isinstance(rule, tuple):
         return
     # A model of a reusable app may declare a key for those projects that shard.
-    if is_own and not any(one.is_sharded for one in topologies.values()):
+    if is_own and not any(one.has_layouts for one in topologies.values()):
         return
     where = "Meta.shard_key" if is_own else "DBFLEET['SHARD_KEYS']"
     mistakes.add(
@@ -307,6 +308,18 @@ def _check_unused_key(
         f"{where} declares {'__'.join(rule)!r}, but the model is not on a sharded "
         f"alias: place it on one, or remove the key",
     )
+
+
+def _check_distribution(
+    homes: list[Topology], opts: Any, found: object, mistakes: Mistakes
+) -> None:
+    if not isinstance(found, Sharded) or found.key is None:
+        return
+    for home in homes:
+        problem = home.distributed_by and column_misfit(found.key)
+        if problem:
+            where = f"on alias {home.alias!r}, distributed by {home.distributed_by}"
+            mistakes.add("E112", opts.label, f"{where}: {problem}")
 
 
 def _check_ids(

@@ -44,6 +44,7 @@ CATALOGUE: dict[str, str] = {
     "E109": "models are placed but the placement router is not installed",
     "E110": "a primary key cannot hold the ids that a setting gives it",
     "E111": "a lookup cannot be kept for a field",
+    "E112": "a distributed engine cannot spread a model by its shard key",
     "W105": "a unique constraint is enforced over all shards through home",
     # 2xx: clusters and nodes
     "E201": "a replica belongs to another server than its primary",
@@ -55,6 +56,7 @@ CATALOGUE: dict[str, str] = {
     "E207": "a write was lost when another server was promoted",
     "E208": "a read stopped after some of its rows",
     "E209": "another server was promoted",
+    "E210": "a coordinator lacks its distributed engine",
     # 3xx: queries across aliases
     "E301": "a query touches models placed on different aliases",
     # 4xx: shards
@@ -66,6 +68,7 @@ CATALOGUE: dict[str, str] = {
     "E407": "no worker number for time-ordered ids could be had",
     "E408": "time-ordered ids are too far from home's clock",
     "E409": "the shard map does not cover a key",
+    "E410": "a distributed engine cannot lock rows of several shard keys",
     # 5xx: gather
     "E501": "a gather needs more rows than its limit",
     "E502": "a gather needs more bytes than its limit",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
+from dbfleet.testing.rig import ServerUnavailable
+from tests.conftest import start_or_skip
 from tests.support.project import Project
 
 DATABASES = """
@@ -96,3 +99,63 @@ def test_an_unknown_vendor_reads_its_own_writes_from_the_primary(
         """
     )
     assert found == [["of the copy"], ["of the primary"]]
+
+
+def _installed(packages: tuple[str, ...], how: str) -> None:
+    if not all(map(find_spec, packages)):
+        raise ServerUnavailable(how)
+
+
+@pytest.mark.parametrize(
+    ("packages", "how"),
+    [
+        (
+            ("django_cockroachdb",),
+            "pip install 'django-cockroachdb==5.2.*' (of Django's own version)",
+        ),
+        (
+            ("django_yugabytedb", "psycopg2"),
+            "pip install django-yugabytedb psycopg2-binary",
+        ),
+    ],
+)
+def test_an_engine_of_a_distributed_database_is_wrapped(
+    request: pytest.FixtureRequest,
+    project: Callable[..., Project],
+    packages: tuple[str, ...],
+    how: str,
+) -> None:
+    """Offline: the class is made, its features stay, SQL is the engine's own."""
+    package = packages[0]
+    start_or_skip(request, package, lambda: _installed(packages, how))
+    node = {"ENGINE": package, "NAME": "shop", "HOST": "127.0.0.1", "PORT": 1}
+    replica = {"HOST": "127.0.0.2"}
+    built = project(
+        databases=f"""
+            from dbfleet import Cluster, databases
+
+            DATABASES = databases(default=Cluster({node!r}, replicas=[{replica!r}]))
+            DATABASES["plain"] = {node!r}
+        """,
+        models=MODELS,
+    )
+    found = built.run(
+        f"""
+        from app.models import Note
+        from django.db import connections
+        from {package}.base import DatabaseWrapper
+
+        fleet, plain = connections["default"], connections["plain"]
+        query = Note.objects.filter(text__startswith="a").order_by("-pk").query
+        sql = [query.get_compiler(connection=one).as_sql() for one in (fleet, plain)]
+        result = [
+            isinstance(fleet, DatabaseWrapper),
+            type(fleet.features) is type(plain.features),
+            fleet.vendor == plain.vendor,
+            isinstance(fleet.ops, type(plain.ops)),
+            sql[0] == sql[1],
+            fleet.nodes.clusters["home"].replicas,
+        ]
+        """
+    )
+    assert found == [True] * 5 + [["default/replica1"]]

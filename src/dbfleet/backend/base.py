@@ -110,6 +110,10 @@ class FleetMixin:
             return None
         # Wrappers are made while Django loads the models. What decides, a large part
         # of this package, is not needed before the first statement.
+        if self.topology.distributed_by is not None:
+            from dbfleet.backend.distributed import DistributedRouting
+
+            return DistributedRouting(self)
         from dbfleet.backend.routing import Routing
 
         return Routing(self)
@@ -283,6 +287,10 @@ class FleetMixin:
             from dbfleet.sharding import ledger  # only shards have a shard map
 
             ledger.shard_map(self)
+        elif self.routing is not None and self.topology.distributed_by is not None:
+            from dbfleet.backend import distributed
+
+            distributed.prepare(self)
 
     def scratch(self) -> Any:
         """A private in-memory database of this thread (SQLite only)."""

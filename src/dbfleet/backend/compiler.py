@@ -84,7 +84,7 @@ class CompilerMixin:
     def collapse_group_by(self, expressions: Any, having: Any) -> Any:
         routing = self.connection.routing
         if (
-            routing.is_planning
+            routing.spells_groups
             and not groups_by_key(self.query)
             and self.connection.engine.infers_group_by(self.connection)
         ):

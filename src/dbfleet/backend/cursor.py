@@ -69,6 +69,10 @@ class RawCursor:
         statement = classify(sql, vendor)
         if routing.topology.is_sharded:
             return self._sharded_cursor(sql, statement)
+        if routing.topology.distributed_by is not None:
+            found = self._distributed_cursor(sql, statement)
+            if found is not None:
+                return found
         if statement.kind == "read" and not statement.catalog:
             return self._read_home()
         if self._sets_state(sql, statement):
@@ -101,6 +105,41 @@ class RawCursor:
 
     def _on(self, node: Any) -> Any:
         return self._routing.vendor_cursor(node, self._name)
+
+    # -- an alias of a distributed engine -------------------------------------------
+
+    def _distributed_cursor(self, sql: str, statement: Statement) -> Any:
+        """What is different where tables are spread; None for all the rest."""
+        routing = self._routing
+        if statement.kind in {"session", "transaction"} or statement.catalog:
+            return None
+        if statement.verb == "TRUNCATE":
+            cursor = routing.scatter((HOME,), is_write=True)
+            cursor.after = partial(routing.forget_flushed, [sql])
+            return cursor
+        if statement.kind == "ddl":
+            routing.wrapper.catalogue.clear()
+            return None
+        touched = routing.spread_tables(sql)
+        if statement.kind == "read":
+            if not touched:
+                return None
+            return routing.refusable_cursor(routing.gathered_raw, self._name)
+        used = lexer.names(sql, routing.wrapper.vendor)
+        for table in touched:
+            rules = routing.claim_rules(table)
+            columns = {c.lower() for rule in rules for c in rule.columns}
+            if rules and not (
+                statement.verb == "SELECT"
+                or (statement.verb == "UPDATE" and not used & columns)
+            ):
+                raise self._refused(
+                    statement,
+                    f"writes {table.label}, whose unique constraints are kept over all "
+                    "workers",
+                    "use the ORM, or an UPDATE that names none of their columns",
+                )
+        return None
 
     # -- a sharded alias ----------------------------------------------------------
 

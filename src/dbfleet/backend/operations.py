@@ -48,7 +48,7 @@ class FleetOperations:
         from dbfleet.sharding import ids  # only commands reset and flush
 
         routing = self.connection.routing
-        if routing is None or not self.connection.topology.is_sharded:
+        if routing is None or not self.connection.topology.has_layouts:
             return super().sequence_reset_sql(style, model_list)  # type: ignore[misc, no-any-return]
         statements: list[str] = []
         for model in model_list:
@@ -67,7 +67,7 @@ class FleetOperations:
         from dbfleet.sharding import ids  # only commands reset and flush
 
         routing = self.connection.routing
-        if routing is None or not self.connection.topology.is_sharded:
+        if routing is None or not self.connection.topology.has_layouts:
             super().execute_sql_flush(sql_list)  # type: ignore[misc]
             return
         is_ddl = any(sql.startswith("TRUNCATE") for sql in sql_list)

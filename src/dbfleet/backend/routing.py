@@ -161,6 +161,11 @@ class Routing(Binding, ShardRows):
         """Whether a statement is being compiled to find its route."""
         return self._blocks is not None
 
+    @property
+    def spells_groups(self) -> bool:
+        """Whether GROUP BY names every column: rows may lie in no table with a key."""
+        return self._blocks is not None
+
     # -- nodes --------------------------------------------------------------------
 
     def node(self, cluster: str, *, is_write: bool, captures: bool = False) -> Any:

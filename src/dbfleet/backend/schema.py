@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 # imported where it is used.
 if TYPE_CHECKING:
     from dbfleet.sharding.ddl import Journal
+    from dbfleet.sharding.distributed import Distribution
     from dbfleet.sharding.reclaim import Reclaim
 
 #: methods whose first argument is the model they change
@@ -45,12 +46,17 @@ def _relaxing(name: str) -> Callable[..., Any]:
     def method(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         fields = [arg for arg in args if hasattr(arg, "remote_field")]
         before, self.is_changing = self.is_changing, True
-        if not before and name != "table_sql":
-            self.note_change(name, model, args)
+        action = getattr(super(type(self), self), name)
         try:
-            with relaxed(self.connection, model, fields):
-                action = getattr(super(type(self), self), name)
-                return action(model, *args, **kwargs)
+            if name == "table_sql":
+                with relaxed(self.connection, model, fields):
+                    return action(model, *args, **kwargs)
+            if not before:
+                self.note_change(name, model, args)
+            with self.distributing(name, model, fields, args) as given:
+                if given is not None:
+                    with relaxed(self.connection, model, fields):
+                        action(model, *given, **kwargs)
         finally:
             self.is_changing = before
 
@@ -93,11 +99,31 @@ class FleetSchemaEditor:
     is_changing = False
     _journal: Journal | None = None
     _reclaim: Reclaim | None = None
+    _distribution: Distribution | None = None
+
+    @contextlib.contextmanager
+    def distributing(
+        self, operation: str, model: Any, fields: list[Any], args: Any
+    ) -> Iterator[Any]:
+        """What a distributed engine cannot hold is left out inside; its table is laid
+        out afterwards. Gives the arguments of the operation, None for none at all."""
+        topology = self.connection.topology
+        if topology is None or topology.distributed_by is None:
+            yield args
+            return
+        from dbfleet.sharding import distributed
+
+        if self._distribution is None:
+            self._distribution = distributed.Distribution(self)
+        named = self._distribution.named_check(operation, model, args)
+        with named, distributed.left_out(topology, model, fields):
+            yield distributed.given(topology, operation, model._meta, args)
+        self._distribution.follow(operation, model)
 
     def note_change(self, operation: str, model: Any, args: Any) -> None:
         """Claims of the model may have to follow."""
         topology = self.connection.topology
-        if topology is None or not topology.is_sharded or self.collect_sql:
+        if topology is None or not topology.has_layouts or self.collect_sql:
             return
         if self._reclaim is None:
             from dbfleet.sharding.reclaim import Reclaim
@@ -113,7 +139,8 @@ class FleetSchemaEditor:
         if routing is None or self.collect_sql:
             return super().execute(sql, params)  # type: ignore[misc]
         self.connection.catalogue.clear()
-        if not self.connection.topology.is_sharded:
+        topology = self.connection.topology
+        if not topology.has_layouts:
             with routing.on(HOME, is_write=True):
                 return super().execute(sql, params)  # type: ignore[misc]
         text = str(sql)
@@ -121,6 +148,10 @@ class FleetSchemaEditor:
         if not (self.is_changing or is_ddl):
             # RunSQL: the raw cursor sends rows where they belong.
             return super().execute(sql, params)  # type: ignore[misc]
+        if not topology.is_sharded:
+            routing.touch_home()
+            with routing.on_home():
+                return super().execute(sql, params)  # type: ignore[misc]
         if self.connection.transaction.is_open:
             with routing.on_every_node():
                 return super().execute(sql, params)  # type: ignore[misc]

@@ -59,7 +59,7 @@ class ShardRows:
         quote = self.wrapper.ops.quote_name
         sql = f"SELECT max({quote(field.column)}) FROM {quote(table.name)}"
         engine = self.wrapper.engine
-        nodes = [self.node(shard, is_write=False) for shard in self.topology.shards]
+        nodes = [self.node(shard, is_write=False) for shard in self.topology.holders]
         found = [engine.fetch(node, sql)[0][0] for node in nodes]
         return max((value for value in found if value is not None), default=None)
 
@@ -122,7 +122,7 @@ class ShardRows:
                 highest = [
                     self.wrapper.engine.fetch(node, question)[0][0] or 0
                     for node in (
-                        self.node(s, is_write=False) for s in self.topology.shards
+                        self.node(s, is_write=False) for s in self.topology.holders
                     )
                 ]
                 ids.restart(self.wrapper, table.name, max(highest))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from dbfleet.engines.base import FragmentSpec, GatheredRows, Overflow, Row
@@ -228,7 +228,7 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
             cursor.close()
         return result
 
-    def _fragment_sql(self, fragment: FragmentSpec, *, limit: int | None) -> str:
+    def fragment_sql(self, fragment: FragmentSpec, *, limit: int | None) -> str:
         columns = ", ".join(f"{quote_name(c)}::text" for c in fragment.columns)
         sql = f"SELECT {columns} FROM {quote_name(fragment.table)}"
         if fragment.where:
@@ -243,7 +243,7 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
         A locking fragment has to be complete at once: its lock is its point.
         """
         bounded = None if fragment.locking else limit + 1
-        sql = self._fragment_sql(fragment, limit=bounded)
+        sql = self.fragment_sql(fragment, limit=bounded)
         rows: list[Row] = []
         for node in fragment.nodes:
             rows += self.fetch(node, sql, fragment.params)
@@ -314,6 +314,9 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
     def _load_temporary(
         self, home: Any, fragment: FragmentSpec, budget: _Budget
     ) -> None:
+        if fragment.nodes == (home,):
+            self._copy_within(home, fragment, budget)
+            return
         name = quote_name(fragment.table)
         columns = ", ".join(map(quote_name, fragment.columns))
         self.run(
@@ -321,7 +324,7 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
             f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS "
             f"SELECT {columns} FROM {name} WITH NO DATA",
         ).close()
-        source_sql = self._fragment_sql(fragment, limit=budget.rows_left + 1)
+        source_sql = self.fragment_sql(fragment, limit=budget.rows_left + 1)
         with (
             home.wrap_database_errors,
             home.create_cursor() as sink,
@@ -330,8 +333,33 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
             for node in fragment.nodes:
                 self._pipe(node, source_sql, fragment, target, budget)
         budget.check(fragment.table)
+        self._add_key(home, fragment)
+
+    def _copy_within(self, home: Any, fragment: FragmentSpec, budget: _Budget) -> None:
+        """As above where home itself answers for the rows, by a distributed engine:
+        one connection cannot send a COPY and take one at once."""
+        name = quote_name(fragment.table)
+        columns = ", ".join(map(quote_name, fragment.columns))
+        source = f"SELECT {columns} FROM {name}"
+        if fragment.where:
+            source += f" WHERE {fragment.where}"
+        cursor = self.run(
+            home,
+            f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS "
+            f"{_composed(home, source, fragment.params)} "
+            f"LIMIT {budget.rows_left + 1}",
+        )
+        rows = cursor.rowcount
+        cursor.close()
+        sql = f"SELECT pg_total_relation_size({quote_literal(f'pg_temp.{name}')})"
+        budget.spend(rows, self.fetch(home, sql)[0][0])
+        budget.check(fragment.table)
+        self._add_key(home, fragment)
+
+    def _add_key(self, home: Any, fragment: FragmentSpec) -> None:
         if fragment.key:
             key = ", ".join(map(quote_name, fragment.key))
+            name = quote_name(fragment.table)
             self.run(
                 home, f"ALTER TABLE pg_temp.{name} ADD PRIMARY KEY ({key})"
             ).close()
@@ -397,25 +425,40 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
     ) -> int:
         columns = self.table_columns(source, table)
         spec = FragmentSpec(table, columns, where, tuple(params), (source,))
-        rows = self.fetch(source, self._fragment_sql(spec, limit=None), params)
-        if not rows:
-            return 0
-        types = self._column_types(source, table)
-        values = ", ".join(
-            "(" + ", ".join(map(quote_literal, row)) + ")" for row in rows
-        )
+        rows = self.fetch(source, self.fragment_sql(spec, limit=None), params)
+        if rows:
+            self.insert_texts(target, table, columns, rows, {})
+        return len(rows)
+
+    def insert_texts(
+        self,
+        target: Any,
+        table: str,
+        columns: Sequence[str],
+        rows: Sequence[Row],
+        changed: Mapping[str, Any],
+    ) -> None:
+        """Insert rows given as the server's own text, with other values of some
+        columns; one round trip."""
+        types = self._column_types(target, table)
         names = [f"c{i}" for i in range(len(columns))]
         select = ", ".join(
-            f"{name}::{types[column][0]}"
+            f"{'%s' if column in changed else name}::{types[column][0]}"
             for name, column in zip(names, columns, strict=True)
         )
         into = ", ".join(map(quote_name, columns))
-        self.run(
-            target,
+        head = (
             f"INSERT INTO {quote_name(table)} ({into}) OVERRIDING SYSTEM VALUE "
-            f"SELECT {select} FROM (VALUES {values}) v({', '.join(names)})",
-        ).close()
-        return len(rows)
+            f"SELECT {select} FROM (VALUES "
+        )
+        params = [changed[column] for column in columns if column in changed]
+        values = ", ".join(
+            "(" + ", ".join(map(quote_literal, row)) + ")" for row in rows
+        )
+        if params:
+            values = values.replace("%", "%%")
+        tail = f") v({', '.join(names)})"
+        self.run(target, head + values + tail, params or None).close()
 
     # -- ids --------------------------------------------------------------------
 

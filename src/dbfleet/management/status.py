@@ -67,6 +67,8 @@ class Probe:
     #: makes the connection, in the thread that uses it
     connect: Callable[[], Any]
     is_home_of_shards: bool = False
+    #: the distributed engine that it is declared to coordinate
+    distributed_by: str | None = None
     #: a source of replicas listed it
     is_found: bool = False
     identity: str | None = None
@@ -163,7 +165,8 @@ def _probes(alias: str, timeout_s: int) -> list[Probe]:
             status = NodeStatus(alias, cluster, name, role)
             is_found = declared.source is not None and role == "replica"
             connect = partial(kind, settings, name)
-            found.append(Probe(status, engine, connect, is_home, is_found))
+            by = topology.distributed_by if role != "replica" else None
+            found.append(Probe(status, engine, connect, is_home, by, is_found))
     return found
 
 
@@ -203,7 +206,7 @@ def _ask(probe: Probe, primary: Probe | None) -> None:
             status.caught_up = engine.covers(engine.applied(node), [primary.position])
         if probe.is_home_of_shards:
             probe.slot_counts = ledger.slot_counts(engine, node)
-        problem = _mismatch(probe, primary)
+        problem = _mismatch(probe, primary) or _undistributed(probe, node)
         if probe.is_found and problem:
             status.left_out = problem
         else:
@@ -222,6 +225,19 @@ def _mismatch(probe: Probe, primary: Probe | None) -> str | None:
     others = primary.identity if primary is not None else None
     if others is not None and probe.identity not in (None, others):
         return f"belongs to system {probe.identity}, its primary to {others}"
+    return None
+
+
+def _undistributed(probe: Probe, node: Any) -> str | None:
+    """What a coordinator lacks; its engine goes beside the server's version."""
+    if probe.distributed_by is None:
+        return None
+    from dbfleet.engines import citus  # few projects have it
+
+    found = citus.describe(probe.engine, node)
+    if found is None:
+        return f"is declared DISTRIBUTED_BY {probe.distributed_by}, which is not there"
+    probe.status.version = f"{probe.status.version} ({found})"
     return None
 
 

@@ -58,6 +58,22 @@ def primary_key(opts: Any) -> ShardKey:
     )
 
 
+def column_misfit(key: ShardKey) -> str | None:
+    """Why a distributed engine cannot spread rows by a key, None if it can."""
+    if key.path:
+        return (
+            f"its key is reached through '{key.path[0].field}', and the rows of a "
+            "table are spread by a column of its own: add a column that holds the "
+            f"key and name it, or spread by '{key.path[0].field}' itself"
+        )
+    if len(key.columns) > 1:
+        return (
+            f"its key has the columns {', '.join(key.columns)}, and rows are spread by "
+            "one: name the first of them that decides enough"
+        )
+    return None
+
+
 def parent_key(opts: Any, link: Any, parent: ShardKey) -> ShardKey:
     """The key of a multi-table child: its parent's, reached by the parent link."""
     _, hop, _ = _hop(opts, link.name)

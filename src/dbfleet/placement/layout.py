@@ -41,7 +41,7 @@ def layout(topology: Topology, opts: Any) -> Layout:
     """
     opts = opts.concrete_model._meta if opts.concrete_model else opts
     if (
-        not topology.is_sharded
+        not topology.has_layouts
         or opts.app_label == "dbfleet"
         or opts.db_table == _MIGRATIONS_TABLE
     ):

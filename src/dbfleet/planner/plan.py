@@ -133,6 +133,14 @@ def plan_cluster(
     )
 
 
+def plan_gathered(facts: Facts, statement: Statement, why: str) -> Route:
+    """Route a SELECT that a distributed engine refused: its tables are gathered."""
+    uses = uses_of(facts, statement)
+    return replace(
+        _gather(facts, statement, uses, replica_ok=False, why=why), reason=why
+    )
+
+
 def limited_to(route: Route, shard: str) -> Route:
     """The part of a route that one shard has; home's own tables stay home's."""
     if route.rung is Rung.NODE:

@@ -77,7 +77,7 @@ class Facts:
 
     @property
     def shards(self) -> tuple[str, ...]:
-        return tuple(self.topology.shards)
+        return self.topology.holders
 
     def is_exact(self, field: Any) -> bool:
         """Whether equal in the database means equal here, for a column."""

@@ -21,7 +21,7 @@ def is_holdable(topology: Topology, field: Any) -> bool:
     there = alias_for(other.app_label, other.model_name)
     if isinstance(there, str) and there != topology.alias:
         return False
-    if not topology.is_sharded:
+    if not topology.has_layouts:
         return True
     child, parent = layout(topology, own), layout(topology, other)
     if isinstance(parent, Reference):

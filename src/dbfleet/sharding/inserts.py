@@ -298,8 +298,8 @@ class Inserter(Writer):
             return []
         if query.on_conflict == OnConflict.UPDATE:
             where, params = self._any_of_conflict(query)
-            if locks and self.wrapper.features.has_select_for_update:
-                where = f"({where}) {self.wrapper.ops.for_update_sql()}"
+            if locks:
+                where = f"({where}){self.locking(None)}"
         else:
             where, params = self.by_pk(self.pks_of(query.objs))
         node = self.routing.node(shard, is_write=True)

@@ -100,11 +100,7 @@ class KeyedWriter(Writer):
             (name, _typed(value, field, original))
             for name, (field, _, value) in zip(names, values, strict=True)
             if hasattr(value, "resolve_expression")
-            and (
-                field in self.table.pk_fields
-                or self.table.is_reference  # the same value on every node
-                or (computes and _needs_tables(value, original))
-            )
+            and (self.is_picked(field) or (computes and _needs_tables(value, original)))
         ]
         with self.transaction.statement():
             rows = self.pick(original, extra)
@@ -112,6 +108,11 @@ class KeyedWriter(Writer):
             steps = list(self._steps(rows, values, names, [name for name, _ in extra]))
             count = self._write(steps, values, order_by)
             return count, self._read_back(steps, returning)
+
+    def is_picked(self, field: Any) -> bool:
+        """Whether an expression for this column is computed before rows are written."""
+        # A reference table is to have the same value on every node.
+        return field in self.table.pk_fields or self.table.is_reference
 
     def _read_back(self, steps: list[Step], fields: Sequence[Any]) -> list[Any]:
         if not fields:
@@ -275,9 +276,8 @@ class KeyedWriter(Writer):
         for step in steps if rules else ():
             pks = self._new_pks(step) if is_written else step.pks
             where, params = self.by_pk(pks)
-            if locks and self.wrapper.features.has_select_for_update:
-                # Of two writers of a row, the later one finds what the other claimed.
-                where += f" {self.wrapper.ops.for_update_sql()}"
+            if locks:
+                where += self.locking(pks)
             for cluster in (
                 self.facts.shards if everywhere else self._clusters(step.shard)
             ):

@@ -86,7 +86,7 @@ class Reclaim:
     def _check_beforehand(self, opts: Any, rules: Sequence[Rule]) -> None:
         seen: dict[str, tuple[str, str]] = {}
         claims = self._claims(opts, rules)
-        for shard in self.routing.topology.shards:
+        for shard in self.routing.topology.holders:
             node = self.routing.node(shard, is_write=False)
             try:
                 found = claims.of_rows(node, "1 = 1", [])
@@ -147,7 +147,7 @@ class Reclaim:
         if not rules:
             return
         claims = self._claims(change.opts, rules)
-        for shard in self.routing.topology.shards:
+        for shard in self.routing.topology.holders:
             node = self.routing.node(shard, is_write=False)
             claims.hold(claims.of_rows(node, "1 = 1", [], shard))
 

@@ -28,8 +28,17 @@ class Writer:
     def fixed_clusters(self) -> tuple[str, ...]:
         """Where all rows of the table go; empty if each row has its own shard."""
         if self.table.is_reference:
-            return (HOME, *self.facts.shards)
+            return tuple(dict.fromkeys((HOME, *self.facts.shards)))
         return () if self.table.is_sharded else (HOME,)
+
+    def locking(self, pks: Sequence[Sequence[Any]] | None) -> str:
+        """What makes a SELECT lock the rows with these keys, or those it finds.
+
+        Of two writers of a row, the later one finds what the other claimed.
+        """
+        if not self.wrapper.features.has_select_for_update:
+            return ""
+        return f" {self.wrapper.ops.for_update_sql()}"
 
     # -- conditions -------------------------------------------------------------------
 

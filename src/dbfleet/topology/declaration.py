@@ -130,7 +130,9 @@ class Sharded(_Declared):
     """Rows spread over shards; each shard a cluster, a URL, a dict or a callable.
 
     ``home`` holds what is not spread. Rows are placed by hash slots, ``slots`` of them,
-    or as ``map`` says; both are fixed once rows exist.
+    or as ``map`` says; both are fixed once rows exist. With ``engine="citus"`` there
+    are no ``shards``: ``home`` is the coordinator, which spreads rows itself, and
+    ``slots``, ``map`` and ``commit`` have no meaning.
     ``gather`` sets limits, e.g. ``{"MAX_ROWS": 10_000}``. ``commit`` says what a
     transaction over several nodes does where a server cannot prepare:
     ``"two_phase"`` refuses, ``"best_effort"`` commits one after another.
@@ -138,7 +140,7 @@ class Sharded(_Declared):
     """
 
     home: Any
-    shards: Any
+    shards: Any = None
     slots: int = DEFAULT_SLOTS
     map: ShardMap | None = None
     policy: PolicyGiven = None
@@ -146,13 +148,15 @@ class Sharded(_Declared):
     commit: CommitMode = "two_phase"
     read_only: bool = False
     consistency: str | Level | None = None
+    engine: str | None = None
     django: FrozenDict = _NOTHING
 
     def __init__(
         self,
         *,
         home: Node | Cluster,
-        shards: Mapping[str, Node | Cluster],
+        shards: Mapping[str, Node | Cluster] | None = None,
+        engine: str | None = None,
         slots: int = DEFAULT_SLOTS,
         map: ShardMap | Mapping[str, Any] | None = None,  # noqa: A002 - the setting
         policy: PolicyGiven = None,
@@ -164,7 +168,8 @@ class Sharded(_Declared):
     ) -> None:
         self._set(
             home=freeze(home),
-            shards=freeze(shards),
+            shards=None if shards is None else freeze(shards),
+            engine=engine,
             slots=slots,
             map=freeze(map),
             policy=policy,
@@ -190,7 +195,10 @@ class Sharded(_Declared):
             entry |= home.as_entry(f"{where}/home", mistakes)
         else:
             entry["PRIMARY"] = thaw(home)
-        entry["SHARDS"] = self.shards
+        if self.engine is not None:
+            entry["DISTRIBUTED_BY"] = self.engine
+        if self.shards is not None or self.engine is None:
+            entry["SHARDS"] = self.shards
         if isinstance(self.shards, Mapping):
             entry["SHARDS"] = {
                 name: _shard_entry(shard, f"{where}/{name}", mistakes)

@@ -235,6 +235,8 @@ class _Reading:
         if home is not None:
             self._check_entry_agrees(home)
         self._check_nodes(home, is_sharded)
+        if home is not None and options.distributed_by is not None:
+            self._check_coordinator(home, options.distributed_by)
         if home is None or len(mistakes) > before:
             return None
         return Topology(
@@ -250,6 +252,7 @@ class _Reading:
             commit=options.commit,
             policy=options.policy,
             consistency=options.consistency,
+            distributed_by=options.distributed_by,
         )
 
     def _cluster(
@@ -398,6 +401,16 @@ class _Reading:
                     self.alias,
                     f"{key} differs from PRIMARY's; remove it beside PRIMARY",
                 )
+
+    def _check_coordinator(self, home: ClusterTopology, engine: str) -> None:
+        vendor = str(self.nodes[home.primary].get("ENGINE", ""))
+        if vendor.endswith((".sqlite3", ".mysql", ".oracle")):
+            self.mistakes.add(
+                "E005",
+                self.alias,
+                f"DISTRIBUTED_BY is {engine}, an extension of PostgreSQL, and PRIMARY "
+                f"is {vendor}: give the URL of the coordinator",
+            )
 
     def _check_nodes(self, home: ClusterTopology | None, is_sharded: bool) -> None:
         engines: dict[str, str] = {}

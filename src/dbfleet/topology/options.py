@@ -18,6 +18,7 @@ from dbfleet.topology.snapshot import (
     COMMIT_MODES,
     DEFAULT_LIMITS,
     DEFAULT_SLOTS,
+    DISTRIBUTED_ENGINES,
     CommitMode,
     FanoutLimits,
     GatherLimits,
@@ -25,7 +26,7 @@ from dbfleet.topology.snapshot import (
 
 #: Options of an alias as a whole, apart from ``POLICY``, which a shard has too.
 OPTION_KEYS = frozenset(
-    ["READ_ONLY", "SLOTS", "MAP", "GATHER", "COMMIT", "CONSISTENCY"]
+    ["READ_ONLY", "SLOTS", "MAP", "GATHER", "COMMIT", "CONSISTENCY", "DISTRIBUTED_BY"]
 )
 _OF_SHARDS = ("SLOTS", "MAP", "GATHER", "COMMIT")
 
@@ -41,13 +42,17 @@ class Options(NamedTuple):
     gather_own: frozenset[str] = frozenset()
     commit: CommitMode = "two_phase"
     consistency: Level | None = None
+    distributed_by: str | None = None
 
 
 def read_options(alias: str, entry: Mapping[str, Any], mistakes: Mistakes) -> Options:
     """Read and check the options of an entry."""
     read: dict[str, Any] = {}
+    read["distributed_by"] = _read_distributed(alias, entry, mistakes)
     if "SHARDS" not in entry:
         for key in _OF_SHARDS:
+            if key == "GATHER" and "DISTRIBUTED_BY" in entry:
+                continue
             if key in entry:
                 mistakes.add(
                     "E005", alias, f"{key} is about shards, but there are no SHARDS"
@@ -97,6 +102,26 @@ def _read_map(
     if found is not None and isinstance(shards, Mapping):
         found.mistakes_in(alias, shards, mistakes)
     return found
+
+
+def _read_distributed(
+    alias: str, entry: Mapping[str, Any], mistakes: Mistakes
+) -> str | None:
+    given = entry.get("DISTRIBUTED_BY")
+    if given is None:
+        return None
+    if given not in DISTRIBUTED_ENGINES:
+        text = unknown_name(given, DISTRIBUTED_ENGINES)
+        mistakes.add("E004", alias, f"DISTRIBUTED_BY {text}")
+        return None
+    if "SHARDS" in entry:
+        mistakes.add(
+            "E005",
+            alias,
+            f"SHARDS contradicts DISTRIBUTED_BY: {given} places the rows itself, on "
+            "the workers that its coordinator, the PRIMARY, knows; remove one",
+        )
+    return str(given)
 
 
 def read_limits(where: str, given: object, mistakes: Mistakes) -> dict[str, int]:

@@ -23,6 +23,9 @@ COMMIT_MODES: tuple[CommitMode, ...] = ("two_phase", "best_effort")
 
 DEFAULT_SLOTS = 5040
 
+#: distributed engines that may lay out an alias's tables in place of shards of ours
+DISTRIBUTED_ENGINES = ("citus",)
+
 
 class GatherLimits(NamedTuple):
     """What one gather may hold; past ``inline_rows`` it uses temporary tables."""
@@ -93,15 +96,28 @@ class Topology(NamedTuple):
     policy: Policy | None = None
     #: How old answers may be; None leaves it to ``DBFLEET["CONSISTENCY"]``.
     consistency: Level | None = None
+    #: The distributed engine behind home that spreads rows in place of ``shards``.
+    distributed_by: str | None = None
 
     @property
     def is_sharded(self) -> bool:
         return bool(self.shards)
 
     @property
+    def has_layouts(self) -> bool:
+        """Whether tables are sharded, reference or local: here or by an engine."""
+        return bool(self.shards) or self.distributed_by is not None
+
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """The clusters that are asked for rows of sharded tables."""
+        return tuple(self.shards) or ("home",)
+
+    @property
     def is_plain(self) -> bool:
         """Whether there is nothing to decide: one node, which may be written."""
-        return not self.shards and not self.home.is_replicated and not self.read_only
+        is_one = not self.has_layouts and not self.home.is_replicated
+        return is_one and not self.read_only
 
     @property
     def clusters(self) -> tuple[ClusterTopology, ...]:

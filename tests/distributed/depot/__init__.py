@@ -1,0 +1,1 @@
+"""An app whose tables a distributed engine spreads."""
