@@ -44,10 +44,12 @@ def start_or_skip(
     start: Callable[[], Started],
     *,
     is_newer: bool = False,
+    is_optional: bool = False,
 ) -> Started:
     """Start a server; where its programs are missing, skip or fail with the reason.
 
-    ``is_newer``: stable distributions do not have it.
+    ``is_newer``: stable distributions do not have it. ``is_optional``: none has it, so
+    it is skipped, and said, wherever it is missing.
     """
     from dbfleet.testing.rig.errors import ServerUnavailable
 
@@ -55,7 +57,8 @@ def start_or_skip(
         return start()
     except ServerUnavailable as unavailable:
         reason = f"{newer.HOW_TO_GET}: {unavailable}" if is_newer else str(unavailable)
-        if newer.REQUIRED if is_newer else REQUIRE_SERVERS:
+        is_required = newer.REQUIRED if is_newer else REQUIRE_SERVERS
+        if is_required and not is_optional:
             pytest.fail(f"{name} is required here: {reason}", pytrace=False)
         request.config.stash.setdefault(_missing, {})[name] = reason
         pytest.skip(f"no {name}: {reason}")

@@ -101,7 +101,7 @@ def citus(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Depot]:
     """The project on a real Citus coordinator."""
-    home = start_or_skip(request, "Citus", empty_coordinator)
+    home = start_or_skip(request, "Citus", empty_coordinator, is_optional=True)
     yield from _depot(request, tmp_path_factory, home)
 
 
