@@ -57,7 +57,7 @@ def route(shop: Project, *args: str) -> dict[str, Any]:
     return found
 
 
-def test_pinned_gathered_and_single(shop: Project) -> None:
+def test_pinned_merged_gathered_and_single(shop: Project) -> None:
     pinned = route(shop, "app.Order", "--filter", "customer=7")
     assert pinned["rung"] == "one node"
     assert len(pinned["clusters"]) == 1
@@ -66,23 +66,27 @@ def test_pinned_gathered_and_single(shop: Project) -> None:
     through = route(shop, "app.Order", "--filter", "customer__id=7")
     assert through["clusters"] == pinned["clusters"]
 
-    gathered = route(shop, "app.Order", "--filter", "total__gte=10.5")
+    merged = route(shop, "app.Order", "--filter", "total__gte=10.5")
+    assert merged["rung"] == "stream merge"
+    assert merged["clusters"] == ["a", "b", "c"]
+    assert "10.5" not in json.dumps(merged)  # a value may be a secret
+
+    gathered = route(shop, "app.Order", "--filter", "total__gte=10.5", "--order-by=?")
     assert gathered["rung"] == "gather"
-    assert gathered["clusters"] == ["a", "b", "c"]
     (fragment,) = gathered["fragments"]
     assert fragment["model"] == "app.Order"
     assert "total" in fragment["where"]
-    assert "10.5" not in json.dumps(gathered)  # a value may be a secret
+    assert "10.5" not in json.dumps(gathered)
 
     elsewhere = route(shop, "app.Note")
     assert (elsewhere["alias"], elsewhere["rung"]) == ("other", "one node")
     moved = route(shop, "app.Note", "--database", "default")
-    assert (moved["alias"], moved["rung"]) == ("default", "gather")
+    assert (moved["alias"], moved["rung"]) == ("default", "stream merge")
 
 
 def test_text_names_everything(shop: Project) -> None:
     text = shop.manage(
-        "fleet", "route", "app.order", "--filter", "lines=3", "--order-by=-total"
+        "fleet", "route", "app.order", "--filter", "lines=3", "--order-by=?"
     ).stdout
     for part in ("alias:    default", "rung:     gather", "clusters: a, b, c"):
         assert part in text
@@ -94,11 +98,11 @@ def test_text_names_everything(shop: Project) -> None:
     ("conditions", "rung"),
     [
         (["customer__in=1"], "one node"),
-        (["customer__in=1,2,3,4,5,6,7,8"], "gather"),
-        (["customer__name__icontains=x"], "gather"),
+        (["customer__in=1,2,3,4,5,6,7,8"], "stream merge"),
+        (["customer__name__icontains=x"], "stream merge"),
         (["customer__born__year=1990", "customer=2"], "one node"),
-        (["customer__born__isnull=true"], "gather"),
-        (["customer__born__range=1990-01-01,1991-01-01"], "gather"),
+        (["customer__born__isnull=true"], "stream merge"),
+        (["customer__born__range=1990-01-01,1991-01-01"], "stream merge"),
         (["customer__born__date__gt=1990-01-01"], None),
         (["pk=1", "customer=1"], "one node"),
     ],

@@ -46,10 +46,12 @@ class Sale(models.Model):
 
 class Entry(models.Model):
     place = models.{key}()
+    number = models.IntegerField(unique=True, null=True)
     total = models.IntegerField(default=0)
 
     class Meta:
         shard_key = "place"
+        shard_lookups = ["number"]
 
 
 class Pair(models.Model):
@@ -148,7 +150,7 @@ def test_a_range_map_places_finds_and_refuses(fleet: Fleet) -> None:
 Region.objects.bulk_create([Region(key=n) for n in (0, 99, 100, 199, 200, 5000)])
 for n in (0, 99, 100, 199, 200, 5000):
     Sale.objects.create(region_id=n, total=n)
-Entry.objects.bulk_create([Entry(place=n, total=n) for n in (5, 105, 205)])
+Entry.objects.bulk_create([Entry(place=n, total=n, number=n) for n in (5, 105, 205)])
 uncovered = [
     refused(Region.objects.create, key=-1),
     refused(Region.objects.bulk_create, [Region(key=7), Region(key=-7)]),
@@ -165,6 +167,9 @@ result = {
         Region.objects.filter(key=-1).first() is None,
         Region.objects.filter(key__in=[-1, 99]).count(),
         Region.objects.filter(key=-1).aggregate(n=models.Count("pk"))["n"],
+        Entry.objects.filter(models.Q(place=-1) | models.Q(number=105)).count(),
+        Entry.objects.filter(models.Q(place__lt=-9) | models.Q(number=5)).count(),
+        Entry.objects.filter(models.Q(place=-1) | models.Q(number=1)).delete()[0],
         Sale.objects.filter(region=-1).update(total=3),
         Sale.objects.filter(region__lt=-5).delete()[0],
     ],
@@ -196,7 +201,7 @@ result = {
         "is key=-1, which MAP RANGE of 'default' does not" in found["uncovered"][0][2]
     )
     assert "has 2 columns (one, other)" in found["uncovered"][4][2]
-    assert found["reads"] == [0, [], True, 1, 0, 0, 0]
+    assert found["reads"] == [0, [], True, 1, 0, 1, 1, 0, 0, 0]
     assert found["missing"] == "DoesNotExist"
     assert found["routes"] == [
         ["a"],

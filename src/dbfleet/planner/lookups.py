@@ -108,7 +108,9 @@ class Lookups:
     def _by_key(self, table: Table, alias: str, branch: Branch) -> Shards:
         if not all(map(self.facts.is_exact, table.key_fields)):
             return None
-        return clusters_of(table, alias, (branch,), self.facts.shard_of)
+        facts = self.facts
+        find = facts.find_shard or facts.shard_of
+        return clusters_of(table, alias, (branch,), find, facts.shards_in)
 
     def _ask(
         self, table: Table, alias: str, branch: Branch, fields: tuple[Any, ...]

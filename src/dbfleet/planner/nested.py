@@ -32,7 +32,7 @@ from dbfleet.planner.pruning import (
     spread_over_joins,
 )
 from dbfleet.planner.pushdown import conjuncts
-from dbfleet.planner.ranges import NOT_NULL, can_be_null, meet
+from dbfleet.planner.ranges import NOT_NULL, NULL, can_be_null, join, meet
 
 #: (outer column, inner column) that are equal
 Pair = tuple[Col, Col]
@@ -155,6 +155,8 @@ def _renamed(branch: Branch, pairs: Sequence[Pair], is_membership: bool) -> Bran
         if is_membership and can_be_null(allowed):
             continue  # NULL IN (...) is false for no rows, and unknown for some
         allowed = meet(allowed, NOT_NULL)
+        if is_membership and inner.target.null:
+            allowed = join(allowed, NULL)  # NOT IN notices a row with NULL
         known = found.get(_key(inner))
         found[_key(inner)] = allowed if known is None else meet(known, allowed)
     return found
