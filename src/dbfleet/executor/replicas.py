@@ -185,12 +185,17 @@ class Replicas:
             moves = state.node not in (None, PRIMARY, name) and not is_older
             if moves or state.is_unknown:
                 try:
-                    if not self._learn_floor(cluster, state):
-                        return
+                    has_log = self._learn_floor(cluster, state)
                 except NodeUnavailable:
-                    if not moves or state.is_unknown or state.node == tried:
+                    has_log = True
+                    if state.node == tried and self.nodes.leaders.search(cluster):
+                        has_log = self._learn_floor(cluster, state)
+                    elif not moves or state.is_unknown or state.node == tried:
                         raise
-                    name = str(state.node)  # it may stay where it is
+                    else:
+                        name = str(state.node)  # it may stay where it is
+                if not has_log:
+                    return
             choice = self._offered(cluster, state, name)
             if choice is not None and self._has_restarted(state, choice):
                 sessions.current().saw_unknown(key)
