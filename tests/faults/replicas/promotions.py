@@ -20,6 +20,8 @@ LOSES_S = 0.2
 #: how long the old primary takes writes after the new one does
 RETURNS_S = 0.7
 CATCH_UP_TIMEOUT_S = 120.0
+#: a server whose position stays the same for so long has nothing left to apply
+IDLE_S = 1.0
 
 
 class Promotions:
@@ -62,31 +64,32 @@ class Promotions:
         self._come_back(before, old)
 
     def _wait_for_received(self, new: Any) -> None:
-        """What arrived is applied: MariaDB would drop it at the promotion."""
+        """What arrived is applied: MariaDB would drop it at the promotion.
+
+        A connection that is cut inside of a record leaves PostgreSQL with a beginning
+        that it never applies, so a server where nothing moves any more is done too.
+        """
 
         def is_idle() -> bool:
             if self.servers.engine == "postgresql":
                 sql = "SELECT pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn()"
-                return bool(new.execute(sql)[0][0])
-            sql = f"SELECT {self._applied}"
-            before = new.execute(sql)
-            time.sleep(0.05)
-            return bool(before == new.execute(sql))
+                if new.execute(sql)[0][0]:
+                    return True
+            before = self._has(new)
+            time.sleep(IDLE_S)
+            return before == self._has(new)
 
         wait_until(is_idle, timeout_s=CATCH_UP_TIMEOUT_S, what="all is applied")
-
-    @property
-    def _applied(self) -> str:
-        is_mysql = self.servers.engine == "mysql"
-        return "@@global.gtid_executed" if is_mysql else "@@gtid_slave_pos"
 
     def _has(self, server: Any) -> int:
         """How far a follower is."""
         if self.servers.engine == "postgresql":
             sql = "SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')"
             return int(server.execute(sql)[0][0])
-        (position,) = server.execute(f"SELECT {self._applied}")[0]
-        if self.servers.engine == "mysql":
+        is_mysql = self.servers.engine == "mysql"
+        applied = "@@global.gtid_executed" if is_mysql else "@@gtid_slave_pos"
+        (position,) = server.execute(f"SELECT {applied}")[0]
+        if is_mysql:
             sets = uuidsets.parse(position.replace("\n", ""))
             return sum(b - a + 1 for found in sets.values() for a, b in found)
         return max(int(gtid.rpartition("-")[2]) for gtid in position.split(","))
