@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dbfleet.topology.declaration import Cluster, Sharded, databases
-from dbfleet.topology.maps import ListMap, RangeMap
+from dbfleet.topology.maps import DirectoryMap, ListMap, RangeMap
 
 if TYPE_CHECKING:
     from dbfleet.levels import bounded
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dbfleet.sessions import consistency, session
     from dbfleet.sessions.pins import on_shard, pin
     from dbfleet.sessions.tokens import resume, token
+    from dbfleet.sharding.directory import place
     from dbfleet.sharding.uuids import uuid7
 
 __version__ = "0.1.0.dev0"
@@ -27,6 +28,7 @@ __all__ = [
     "LOCAL",
     "REFERENCE",
     "Cluster",
+    "DirectoryMap",
     "ListMap",
     "PlacementRouter",
     "RangeMap",
@@ -37,6 +39,7 @@ __all__ = [
     "databases",
     "on_shard",
     "pin",
+    "place",
     "resume",
     "scope",
     "session",
@@ -53,6 +56,7 @@ _LAZY = {
     "consistency": "dbfleet.sessions",
     "on_shard": "dbfleet.sessions.pins",
     "pin": "dbfleet.sessions.pins",
+    "place": "dbfleet.sharding.directory",
     "resume": "dbfleet.sessions.tokens",
     "scope": "dbfleet.runtime",
     "session": "dbfleet.sessions",

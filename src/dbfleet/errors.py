@@ -69,6 +69,7 @@ CATALOGUE: dict[str, str] = {
     "E408": "time-ordered ids are too far from home's clock",
     "E409": "the shard map does not cover a key",
     "E410": "a distributed engine cannot lock rows of several shard keys",
+    "E412": "a key cannot be placed on a shard",
     # 5xx: gather
     "E501": "a gather needs more rows than its limit",
     "E502": "a gather needs more bytes than its limit",
@@ -172,6 +173,10 @@ class InvalidShardKey(FleetError, DataError):
 
 class UncoveredShardKey(InvalidShardKey):
     """The declared shard map has no shard for a row's key; nothing was written."""
+
+
+class PlacementRefused(FleetError, DataError):
+    """A key cannot be placed on a shard by the alias's directory; nothing changed."""
 
 
 class IdsUnavailable(FleetError, OperationalError):

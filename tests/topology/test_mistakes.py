@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dbfleet import Cluster, ListMap, RangeMap, Sharded, databases
+from dbfleet import Cluster, DirectoryMap, ListMap, RangeMap, Sharded, databases
 from dbfleet.errors import ConfigurationError
 from dbfleet.policies import Weighted
 from dbfleet.topology import find_mistakes, load, load_all
@@ -132,10 +132,25 @@ CASES: list[tuple[str, Any, str, str]] = [
     ("E007", Cluster(PG, policy="dbfleet.policies.Weighted"), "x", "needs arguments"),
     ("E007", Cluster(PG, policy=object()), "x", "has no method order"),  # type: ignore[arg-type]
     ("E007", Cluster(PG, policy=Weighted), "x", "needs arguments"),
-    ("E004", sharded(map=7), "x", "MAP must be a ListMap, a RangeMap, or a dict"),
+    ("E004", sharded(map=7), "x", "MAP must be a ListMap, a RangeMap, a Dir"),
     ("E004", sharded(map={}), "x", "MAP must be a ListMap"),
     ("E004", sharded(map={"LIST": ["a"]}), "x", "MAP LIST must be a dict"),
     ("E004", sharded(map=ListMap({})), "x", "MAP LIST is empty"),
+    (
+        "E004",
+        sharded(map=DirectoryMap(float)),
+        "x",
+        "DIRECTORY has KEYS <class 'float'>",
+    ),
+    (
+        "E004",
+        sharded(map=DirectoryMap("big")),
+        "x",
+        "has KEYS 'big'; it is one of int,",
+    ),
+    ("E004", sharded(map=DirectoryMap(int, "z")), "x", "places new keys on 'z' is unk"),
+    ("E004", sharded(map={"DIRECTORY": "int"}), "x", "MAP DIRECTORY must be a dict"),
+    ("E004", sharded(map={"DIRECTORY": {}}), "x", "MAP DIRECTORY must be a dict"),
     ("E004", sharded(map=ListMap({1: "z"})), "x", "MAP places keys on 'z' is unknown"),
     ("E004", sharded(map=ListMap({1.5: "a"})), "x", "has the key 1.5; keys are of"),
     ("E004", sharded(map=ListMap({True: "a"})), "x", "has the key True"),

@@ -82,15 +82,22 @@ class Routing(Binding, ShardRows):
             lookup_fields=self.lookup_fields,
             find_shard=self.find_shard,
             shards_in=None if self.topology.map is None else self.shards_in,
+            learn=partial(self.learn, assigns=False),
             read_epoch=partial(ledger.known_epoch, self.wrapper),
         )
 
     def shard_of(self, fields: tuple[Any, ...], values: tuple[Any, ...]) -> str:
         """The shard of a row with this key; raises E409 where the map has none."""
-        shard = self.find_shard(fields, values)
+        known = ledger.shard_map(self.wrapper)
+        shard = known.assign(fields, values, self.wrapper)
         if shard is None:
             raise keys.uncovered(self.topology, fields, values)
         return shard
+
+    def learn(self, fields: tuple[Any, ...], found: Any, *, assigns: bool) -> None:
+        """Many keys are about to be found, or stored: a directory is asked once."""
+        known = ledger.shard_map(self.wrapper)
+        known.learn(fields, found, self.wrapper, assigns=assigns)
 
     def find_shard(
         self, fields: tuple[Any, ...], values: tuple[Any, ...]

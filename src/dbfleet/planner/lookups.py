@@ -110,7 +110,7 @@ class Lookups:
             return None
         facts = self.facts
         find = facts.find_shard or facts.shard_of
-        return clusters_of(table, alias, (branch,), find, facts.shards_in)
+        return clusters_of(table, alias, (branch,), find, facts.shards_in, facts.learn)
 
     def _ask(
         self, table: Table, alias: str, branch: Branch, fields: tuple[Any, ...]

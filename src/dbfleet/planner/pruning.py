@@ -59,6 +59,8 @@ IsExact = Callable[[Any], bool]
 ShardOf = Callable[[tuple[Any, ...], tuple[Any, ...]], str | None]
 #: a key field, and a range of its values -> shards; None if any
 ShardsIn = Callable[[Any, Span], frozenset[str] | None]
+#: (key fields, key values that a ``ShardOf`` will be asked for)
+Learn = Callable[[tuple[Any, ...], list[tuple[Any, ...]]], None]
 
 #: more keys than this in one IN are not worth placing one by one
 MAX_KEYS = 10_000
@@ -489,10 +491,12 @@ def clusters_of(
     values: Values,
     shard_of: ShardOf,
     shards_in: ShardsIn | None = None,
+    learn: Learn | None = None,
 ) -> frozenset[str] | None:
     """The shards that may hold rows of one table occurrence; None means any.
 
-    ``shards_in`` is what a map of listed keys or ranges knows of a range of values.
+    ``shards_in`` is what a map of listed keys or ranges knows of a range of values,
+    ``learn`` is told all keys before ``shard_of`` is asked for the first.
     """
     if not values:
         return frozenset()  # the block has no rows, whatever its tables hold
@@ -500,7 +504,7 @@ def clusters_of(
     if not fields:
         return None
     found: set[str] = set()
-    left = MAX_KEYS
+    keys: list[tuple[Any, ...]] = []
     for branch in values:
         if shards_in is not None and len(fields) == 1:
             allowed = branch.get((alias, fields[0].column))
@@ -515,11 +519,11 @@ def clusters_of(
             continue  # a key of a row that is there is not NULL
         if None in sets:
             return None
-        for key in itertools.product(*sets):  # type: ignore[arg-type]
-            if not left:
-                return None
-            left -= 1
-            shard = shard_of(fields, key)
-            if shard is not None:
-                found.add(shard)
-    return frozenset(found)
+        products = itertools.product(*sets)  # type: ignore[arg-type]
+        keys += itertools.islice(products, MAX_KEYS + 1 - len(keys))
+        if len(keys) > MAX_KEYS:
+            return None
+    if learn is not None and len(keys) > 1:
+        learn(fields, keys)
+    placed = (shard_of(fields, key) for key in keys)
+    return frozenset(found).union(shard for shard in placed if shard is not None)

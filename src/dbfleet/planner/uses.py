@@ -19,7 +19,7 @@ from dbfleet.planner.blocks import Block, Occurrence
 from dbfleet.planner.branches import Values
 from dbfleet.planner.lookups import Answers, Lookups
 from dbfleet.planner.nested import Scopes
-from dbfleet.planner.pruning import ShardOf, ShardsIn, clusters_of
+from dbfleet.planner.pruning import Learn, ShardOf, ShardsIn, clusters_of
 from dbfleet.planner.tables import Table, Tables
 from dbfleet.topology import Topology
 
@@ -64,6 +64,8 @@ class Facts:
     #: for rows that are looked for; None: ``shard_of``, where every key has a shard
     find_shard: ShardOf | None = None
     shards_in: ShardsIn | None = None
+    #: told of keys that ``find_shard`` will be asked for one after the other
+    learn: Learn | None = None
     #: the epoch of the shard map, None while it was not needed
     read_epoch: Callable[[], int | None] = lambda: None
 
@@ -194,7 +196,7 @@ def _place(
     is_exact = all(map(facts.is_exact, table.key_fields))
     if not values or (is_exact and not table.key_path):
         find = facts.find_shard or facts.shard_of
-        found = clusters_of(table, alias, values, find, facts.shards_in)
+        found = clusters_of(table, alias, values, find, facts.shards_in, facts.learn)
     if found is None and table.key_path:
         hop = table.key_path[0]
         for joined in _parents_of(block, alias, hop):

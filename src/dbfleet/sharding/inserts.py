@@ -218,6 +218,9 @@ class Inserter(Writer):
         if self.table.key_path:
             parents = self._parents(objs)
             attname = self.table.opts.get_field(self.table.key_path[0].field).attname
+        elif len(objs) > 1 and (fields := self.table.key_fields):
+            found = [tuple(self._value(obj, field) for field in fields) for obj in objs]
+            self.routing.learn(fields, found, assigns=True)
         for at, obj in enumerate(objs):
             shard = parents[getattr(obj, attname)] if parents else self._shard_of(obj)
             groups.setdefault(shard, []).append(at)

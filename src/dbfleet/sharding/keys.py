@@ -18,6 +18,7 @@ from django.db.models import IntegerField
 
 from dbfleet.errors import InvalidShardKey, NullShardKey, UncoveredShardKey
 from dbfleet.topology import Topology
+from dbfleet.topology.maps import DirectoryMap
 
 _UTC = datetime.UTC
 
@@ -130,6 +131,12 @@ def uncovered(
         problem = (
             f"has {len(fields)} columns ({names}), and MAP places keys of one: "
             "give the model a shard key of one column"
+        )
+    elif isinstance(found, DirectoryMap) and found.takes(values[0]):
+        problem = (
+            f"is {names}={values[0]!r}, which the directory of {alias!r} has no shard "
+            f"for, and its NEW is None: place it first, by manage.py fleet place "
+            f"{alias} {values[0]} SHARD or dbfleet.place()"
         )
     elif found is not None and found.key_type is not None:
         problem = (

@@ -2,16 +2,16 @@
 
 Created when an alias first needs them, by portable SQL; a fleet needs no migration
 of ours and no entry in INSTALLED_APPS. Rows: one for each range of slots, one for
-each table with leased ids, one for each worker number of time-ordered ids (1024 at
-most), one for each unique value that no shard can check alone, one for each lookup
-and for each of its values that a row gave up lately.
+each key of a directory, one for each table with leased ids, one for each worker
+number of time-ordered ids (1024 at most), one for each unique value that no shard can
+check alone, one for each lookup and for each of its values that a row gave up lately.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 from django.db.utils import Error
 
@@ -29,6 +29,9 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS dbfleet_shard ("
     "slot_from integer NOT NULL PRIMARY KEY, slot_to integer NOT NULL, "
     "shard varchar(63) NOT NULL, epoch integer NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS dbfleet_directory ("
+    "digest varchar(32) NOT NULL PRIMARY KEY, key_text varchar(190) NOT NULL, "
+    "shard varchar(63) NOT NULL)",
     "CREATE TABLE IF NOT EXISTS dbfleet_sequence ("
     "name varchar(190) NOT NULL PRIMARY KEY, next_value bigint NOT NULL)",
     "CREATE TABLE IF NOT EXISTS dbfleet_worker ("
@@ -94,6 +97,11 @@ class ShardMap:
         """The shard of a key; every key has one."""
         return self._table[keys.slot_of(fields, values, self._slots, connection)]
 
+    assign = place
+
+    def learn(self, fields: Any, keys: Any, connection: Any, *, assigns: bool) -> None:
+        """Nothing: a hash is computed."""
+
     def between(self, field: Any, values: Span) -> frozenset[str] | None:
         return None  # neighbours are not hashed to neighbours
 
@@ -105,7 +113,7 @@ class ShardMap:
 class DeclaredMap:
     """A map of listed keys or ranges, which home was found to agree with. Immutable."""
 
-    def __init__(self, declared: maps.ShardMap, epoch: int) -> None:
+    def __init__(self, declared: maps.FixedMap, epoch: int) -> None:
         self.epoch, self._declared = epoch, declared
 
     def place(
@@ -118,6 +126,11 @@ class DeclaredMap:
         ]
         return self._declared.place(found[0]) if len(found) == 1 else None
 
+    assign = place
+
+    def learn(self, fields: Any, keys: Any, connection: Any, *, assigns: bool) -> None:
+        """Nothing: the settings have every key."""
+
     def between(self, field: Any, values: Span) -> frozenset[str] | None:
         """The shards of keys in a range that SQL compares as Python does; None: any."""
         return self._declared.between(values.low, values.high, values.excluded)
@@ -127,7 +140,35 @@ class DeclaredMap:
         return self._declared.shards
 
 
-AnyMap = ShardMap | DeclaredMap
+class AnyMap(Protocol):
+    """What says where the rows of a key are."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    def place(
+        self, fields: Sequence[Any], values: Sequence[Any], connection: Any
+    ) -> str | None:
+        """The shard of a key, None where no row can have it."""
+
+    def assign(
+        self, fields: Sequence[Any], values: Sequence[Any], connection: Any
+    ) -> str | None:
+        """The shard of a key that is about to be stored, None where it cannot be."""
+
+    def learn(
+        self,
+        fields: Sequence[Any],
+        found: Iterable[Sequence[Any]],
+        connection: Any,
+        *,
+        assigns: bool,
+    ) -> None:
+        """Many keys are about to be placed, or assigned: ask for all at once."""
+
+    def between(self, field: Any, values: Span) -> frozenset[str] | None:
+        """The shards of keys in a range that SQL compares as Python does; None: any."""
+
 
 #: (alias, home's database) -> map; another database is another fleet
 _maps: dict[tuple[str, str], AnyMap] = {}
@@ -204,6 +245,10 @@ def _load(wrapper: Any, node: Any) -> AnyMap:
     if declared is not None or any(last < first for first, last, *_ in rows):
         _check_declared(wrapper, rows)
         assert declared is not None
+        if isinstance(declared, maps.DirectoryMap):
+            from dbfleet.sharding.directory import Directory  # few fleets have one
+
+            return Directory(declared, epoch)
         return DeclaredMap(declared, epoch)
     ranges = [tuple(row[:3]) for row in rows]
     _check(wrapper, ranges)

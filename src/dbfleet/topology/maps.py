@@ -1,4 +1,4 @@
-"""Declared shard maps: ``ListMap`` and ``RangeMap``, in place of hash slots.
+"""Declared shard maps: ``ListMap``, ``RangeMap``, ``DirectoryMap``, not hash slots.
 
 Guards three invariants: a map is one function of the key's value for every sharded
 table of its alias, since rows that are joined by equal keys have to meet on one shard;
@@ -23,11 +23,15 @@ from dbfleet.topology.mistakes import Mistakes, unknown_name
 _LISTED = (int, str, datetime.date, uuid.UUID)
 _ORDERED = (int, str, datetime.date)
 #: what a dict that stands for a map is called in an entry
-LIST, RANGE = "LIST", "RANGE"
+LIST, RANGE, DIRECTORY = "LIST", "RANGE", "DIRECTORY"
+#: where a directory places a key that it does not have: by the key's hash
+HASH = "hash"
+#: what types are called in a dict that stands for a directory
+_NAMED = {kind.__name__.lower(): kind for kind in _LISTED}
 
 
 class _Map:
-    """What both kinds share: the text that home keeps, equality, immutability."""
+    """What every kind shares: the text that home keeps, equality, immutability."""
 
     kind: str
     #: the shards that the map names
@@ -244,28 +248,103 @@ class RangeMap(_Map):
         return type(self), (self._given,)
 
 
-ShardMap = ListMap | RangeMap
+class DirectoryMap(_Map):
+    """Each key has a row in home that names its shard: ``DirectoryMap(int)``.
+
+    ``keys`` is the type of the keys: ``int``, ``str``, ``datetime.date`` or
+    ``uuid.UUID``. ``new`` says where a key goes that has no row yet when a row of it is
+    first written: ``"hash"``, over all shards by its hash; a shard's name; or None,
+    nowhere, so that it has to be placed before (:func:`dbfleet.place`). A key that was
+    placed stays; shards may be added at any time. Home is asked for a key once in a
+    process, one round trip, and given a new one, a connection and three round trips.
+    """
+
+    kind = DIRECTORY
+    shards: frozenset[str] = frozenset()
+
+    def __init__(self, keys: type | str, new: str | None = HASH) -> None:
+        named = keys.lower() if isinstance(keys, str) else keys
+        self._given, self.new = (keys, new), new
+        self.key_type = (
+            _NAMED.get(named)
+            if isinstance(named, str)
+            else next((kind for kind in _LISTED if kind is named), None)
+        )
+        self._entries = ()
+
+    def mistakes_in(
+        self, where: str, shards: Iterable[str], mistakes: Mistakes
+    ) -> None:
+        if self.key_type is None:
+            names = ", ".join(_NAMED)
+            mistakes.add(
+                "E004",
+                where,
+                f"MAP DIRECTORY has KEYS {self._given[0]!r}; it is one of {names}",
+            )
+        known = [name for name in shards if isinstance(name, str)]
+        if self.new == HASH and HASH in known:
+            mistakes.add(
+                "E005", where, "MAP DIRECTORY: a shard is called 'hash', which NEW is"
+            )
+        if self.new is not None and self.new not in {HASH, *known}:
+            unknown = unknown_name(self.new, [HASH, *known])
+            mistakes.add("E004", where, f"MAP DIRECTORY places new keys on {unknown}")
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and self._key() == other._key()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.key_type, self.new
+
+    def __repr__(self) -> str:
+        name = self.key_type.__name__ if self.key_type else self._given[0]
+        return f"DirectoryMap({name}, new={self.new!r})"
+
+    def __reduce__(self) -> tuple[type[DirectoryMap], tuple[Any, ...]]:
+        return type(self), self._given
+
+
+#: maps that say by themselves where a key is
+FixedMap = ListMap | RangeMap
+ShardMap = FixedMap | DirectoryMap
 
 
 def read_map(where: str, given: object, mistakes: Mistakes) -> ShardMap | None:
     """``MAP`` of an entry: a map, or a dict of its kind to what it is made of."""
-    if isinstance(given, ListMap | RangeMap):
+    if isinstance(given, ShardMap):
         return given
-    kinds: dict[str, Any] = {LIST: ListMap, RANGE: RangeMap}
+    kinds: dict[str, Any] = {LIST: ListMap, RANGE: RangeMap, DIRECTORY: _directory}
     if not isinstance(given, Mapping) or len(given) != 1:
         mistakes.add(
             "E004",
             where,
-            "MAP must be a ListMap, a RangeMap, or a dict such as {'LIST': {…}} or "
-            "{'RANGE': […]}",
+            "MAP must be a ListMap, a RangeMap, a DirectoryMap, or a dict such as "
+            "{'LIST': {…}}, {'RANGE': […]} or {'DIRECTORY': {'KEYS': 'int'}}",
         )
         return None
     [(kind, made_of)] = given.items()
     if kind not in kinds:
         mistakes.add("E006", where, f"MAP {unknown_name(kind, kinds)}")
         return None
+    if kind == DIRECTORY and not (
+        isinstance(made_of, Mapping) and {"KEYS"} <= {*made_of} <= {"KEYS", "NEW"}
+    ):
+        mistakes.add(
+            "E004",
+            where,
+            "MAP DIRECTORY must be a dict with KEYS, the type of its keys, and NEW",
+        )
+        return None
     found: ShardMap = kinds[kind](made_of)
     return found
+
+
+def _directory(given: Mapping[str, Any]) -> DirectoryMap:
+    return DirectoryMap(given["KEYS"], given.get("NEW", HASH))
 
 
 def _bounds(rows: Iterable[tuple[Any, ...]]) -> list[Any]:

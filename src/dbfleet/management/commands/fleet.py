@@ -7,7 +7,15 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dbfleet.errors import FleetError
-from dbfleet.management import drain, ids, lookups, route, status, undrain
+from dbfleet.management import (
+    drain,
+    ids,
+    lookups,
+    place,
+    route,
+    status,
+    undrain,
+)
 
 SUBCOMMANDS = {
     "status": status,
@@ -16,6 +24,7 @@ SUBCOMMANDS = {
     "undrain": undrain,
     "ids": ids,
     "lookups": lookups,
+    "place": place,
 }
 
 
@@ -33,6 +42,7 @@ class Command(BaseCommand):
             module.add_arguments(added)
 
     def handle(self, *args: Any, subcommand: str, **options: Any) -> None:
+        options.pop("stdout", None)  # of call_command(), and self.stdout by now
         try:
             SUBCOMMANDS[subcommand].run(self.stdout, **options)
         except FleetError as error:
