@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 from dbfleet.testing.rig.errors import RigError
@@ -122,5 +123,7 @@ def fill(report: Report) -> None:
     began = time.monotonic()
     rows = load()
     report.lines(f"{rows} rows, loaded in       {time.monotonic() - began:6.1f} s")
+    call_command("fleet", "lookups", build=True, database="sales", stdout=StringIO())
+    report.lines("fleet lookups --build: customers are found by email as well")
     with on_single():
         load()

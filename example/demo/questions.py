@@ -124,6 +124,7 @@ class Sales:
     """Questions about who bought what."""
 
     customer: int
+    email: str
     invoice: int
     country: str
     today: datetime.datetime
@@ -136,7 +137,7 @@ class Sales:
         assert last is not None
         newest = Invoice.objects.aggregate(newest=Max("date"))["newest"]
         today = newest + datetime.timedelta(days=1)
-        return cls(best.pk, last.pk, best.country.name, today)
+        return cls(best.pk, best.email, last.pk, best.country.name, today)
 
     def pinned(self) -> dict[str, Any]:
         """What names its customer."""
@@ -144,15 +145,17 @@ class Sales:
             "orders of one customer": self.orders,
             "one order with its lines": self.order,
             "a customer, by primary key": self.one_customer,
+            "a customer, by email (home knows the shard)": self.by_email,
             "what a customer spent, year by year": self.years,
         }
 
-    def gathered(self) -> dict[str, Any]:
+    def spread(self) -> dict[str, Any]:
         """What needs rows of several shards."""
         return {
             "dashboard: orders, customers, revenue, average": self.dashboard,
             "revenue by month of the last year": self.months,
             "revenue by country": self.countries,
+            "countries with more than five orders, average (HAVING)": self.busy,
             "the ten best customers": self.best,
             "customers without an order for a year": self.silent,
             "running total of each customer in a country": self.running,
@@ -176,6 +179,9 @@ class Sales:
 
     def one_customer(self) -> Any:
         return Customer.objects.select_related("country").get(pk=self.customer)
+
+    def by_email(self) -> Any:
+        return Customer.objects.filter(email=self.email)
 
     def years(self) -> Any:
         invoices = Invoice.objects.filter(customer=self.customer)
@@ -206,6 +212,13 @@ class Sales:
         by_country = Invoice.objects.values("billing_country__name")
         totals = by_country.annotate(revenue=Sum("total"), orders=Count("pk"))
         return totals.order_by("-revenue", "billing_country__name")
+
+    def busy(self) -> Any:
+        by_country = Invoice.objects.values("billing_country__name")
+        totals = by_country.annotate(
+            orders=Count("pk"), each=Sum("total") / Count("pk")
+        )
+        return totals.filter(orders__gt=5).order_by("-each", "billing_country__name")
 
     def best(self) -> Any:
         spent = Customer.objects.annotate(spent=Sum("invoices__total"))

@@ -34,15 +34,17 @@ def show(report: Report, servers: Servers) -> None:
     report.part(
         "Sales: a filter that names the shard",
         "A query that fixes its customer is answered by the one shard where that "
-        "customer lives.",
+        "customer lives; by another unique column, too, once home was told to look it "
+        "up.",
     )
     ask_all(report, sales.pinned())
     report.part(
         "Sales: rows of all shards",
-        "No filter fixes a shard: the rows and columns that the query needs are "
-        "gathered on one connection, and Django's own SQL runs there, unchanged.",
+        "No filter fixes a shard. Where each shard can answer for its own rows, all are "
+        "asked at once and the answers merged; else the rows and columns that the query "
+        "needs are gathered on one connection, and Django's own SQL runs there.",
     )
-    ask_all(report, sales.gathered())
+    ask_all(report, sales.spread())
     report.say("Any queryset tells its route before it is sent, and what would travel:")
     best: Any = Invoice.objects.filter(total__gt=10).order_by("-total")
     report.example(
