@@ -40,9 +40,9 @@ def show(report: Report, servers: Servers) -> None:
     ask_all(report, sales.pinned())
     report.part(
         "Sales: rows of all shards",
-        "No filter fixes a shard. Where each shard can answer for its own rows, all are "
-        "asked at once and the answers merged; else the rows and columns that the query "
-        "needs are gathered on one connection, and Django's own SQL runs there.",
+        "No filter fixes a shard. Where each shard can answer for its own rows, all "
+        "are asked at once and the answers merged; else the rows and columns that the "
+        "query needs are gathered on one connection, where Django's own SQL runs.",
     )
     ask_all(report, sales.spread())
     report.say("Any queryset tells its route before it is sent, and what would travel:")
