@@ -252,3 +252,100 @@ result = refused(twice), Account.objects.count()
     assert "late" in found[0]["text"]
     assert found[1] == 0
     assert fleet.prepared() == {}
+
+
+#: an UPDATE is no block of Django's: what it takes on two shards, and in home for
+#: claims, is a transaction of the statement's own
+PEOPLE = """
+create_tables()
+from django.db.models import F, Value
+from django.db.models.functions import Concat
+A, B = ids("a")[0], ids("b")[0]
+Person.objects.bulk_create(
+    [Person(id=A, email="1"), Person(id=B, email="2"), Person(id=ids("b")[1], email="3")]
+)
+
+
+def rename(**values):
+    return Person.objects.update(email=Concat("email", Value("!")), **values)
+
+
+def emails():
+    '''What another connection sees, which would wait for claims that are held.'''
+    import threading
+    found = []
+
+    def look():
+        Person.objects.get(id=A).save()
+        found.extend(Person.objects.order_by("email").values_list("email", flat=True))
+        connections.close_all()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join(20)
+    return found
+"""
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_a_shard_that_refuses_to_prepare_undoes_the_statement(sharded: Sharded) -> None:
+    """Home, too, whose transaction the statement had begun for claims."""
+    fleet = sharded(
+        models="""
+class Person(models.Model):
+    id = models.IntegerField(primary_key=True)
+    email = models.CharField(max_length=50, unique=True)
+    place = models.IntegerField(default=0)
+
+
+class Account(models.Model):
+    id = models.IntegerField(primary_key=True)
+""",
+        settings="SILENCED_SYSTEM_CHECKS = ['dbfleet.W105']",
+    )
+    found = fleet.run(
+        PEOPLE
+        + """
+Person.objects.update(place=F("id"))
+with connection.cursor() as cursor:
+    cursor.execute(
+        "ALTER TABLE app_person ADD CONSTRAINT late UNIQUE (place) "
+        "DEFERRABLE INITIALLY DEFERRED"
+    )
+error = refused(rename, place=1)
+state = connection.connection.info.transaction_status.name
+result = error, state, emails(), rename(), emails()
+"""
+    )
+    assert found[0]["type"] == "IntegrityError"
+    assert "late" in found[0]["text"]
+    assert found[1:] == ["IDLE", ["1", "2", "3"], 3, ["1!", "2!", "3!"]]
+    assert fleet.prepared() == {}
+
+
+def test_a_shard_lost_before_it_prepares_undoes_the_statement(sharded: Sharded) -> None:
+    fleet = sharded()
+    found = fleet.run(
+        PEOPLE
+        + """
+from dbfleet.transactions.transaction import FleetTransaction
+prepare = FleetTransaction._prepare
+
+
+def cut_first(self, part):
+    if part.cluster == "b":
+        proxies["b"].cut_after(0, "to_server")
+    return prepare(self, part)
+
+
+FleetTransaction._prepare = cut_first
+error = refused(rename)
+FleetTransaction._prepare = prepare
+proxies["b"].forward()
+result = error, emails(), rename(), emails()
+"""
+    )
+    assert found[0]["code"] in {"dbfleet.E204", "dbfleet.E604"}
+    assert "default/b/primary" in found[0]["text"]
+    assert found[1:] == [["1", "2", "3"], 3, ["1!", "2!", "3!"]]
+    assert fleet.prepared() == {}

@@ -236,13 +236,13 @@ class FleetTransaction:
         self.wrapper.close_if_health_check_failed()
         self.is_internal = True
         try:
-            try:
-                yield
-            except BaseException:
-                self._rollback_home()
-                self.rollback()
-                raise
+            yield
             self.commit(self._commit_home)
+        except BaseException:
+            # A shard may still refuse, or be lost, when it is told to prepare.
+            self._rollback_home()
+            self.rollback()
+            raise
         finally:
             self.is_internal = self._home_begun = False
 
@@ -251,9 +251,16 @@ class FleetTransaction:
             self.engine.run(self.wrapper, "COMMIT").close()
 
     def _rollback_home(self) -> None:
-        if self._home_begun:
-            with contextlib.suppress(Error):
-                self.engine.run(self.wrapper, "ROLLBACK").close()
+        """End home's part, unless its COMMIT was answered, or will never be."""
+        wrapper = self.wrapper
+        if not self._home_begun or self.engine.is_closed(wrapper):
+            return
+        try:
+            self.engine.run(wrapper, "ROLLBACK").close()
+        except Error:
+            with contextlib.suppress(Exception):
+                wrapper._close()  # not close(): that of home closes every node
+            wrapper.connection = None  # its server rolls back
 
     @contextlib.contextmanager
     def _inner(self) -> Iterator[None]:
@@ -317,6 +324,7 @@ class FleetTransaction:
                 position = self.engine.commit_at(wrapper)
         else:
             commit_home()
+        self._home_begun = False
         wrapper.nodes.saw(HOME, position)
 
     def _saw(self, parts: Iterable[Participant]) -> None:
