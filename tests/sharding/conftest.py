@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.faults.fixtures import cluster, engine, lone_servers, sharded
 from tests.sharding.fleet import ENGINES, SHARDS, ShardedProject
+
+__all__ = ["cluster", "engine", "lone_servers", "sharded"]
 
 
 @pytest.fixture(scope="session", params=ENGINES)

@@ -261,9 +261,8 @@ create_tables()
 from django.db.models import F, Value
 from django.db.models.functions import Concat
 A, B = ids("a")[0], ids("b")[0]
-Person.objects.bulk_create(
-    [Person(id=A, email="1"), Person(id=B, email="2"), Person(id=ids("b")[1], email="3")]
-)
+for email, pk in enumerate([A, B, ids("b")[1]], 1):
+    Person.objects.create(id=pk, email=str(email))
 
 
 def rename(**values):

@@ -298,6 +298,9 @@ class DistributedWrites(Writes):
         with self.routing.bound(target):
             return execute()
 
+    def _in_place(self, *args: Any) -> None:
+        """No UPDATE may name the column that rows are spread by."""
+
     def _steps(
         self,
         writer: CoordinatedWriter,

@@ -16,6 +16,7 @@ from dbfleet.planner.blocks import block_of
 from dbfleet.planner.plan import limited_to, plan_write
 from dbfleet.planner.route import HOME, Route, Rung
 from dbfleet.planner.tables import Table
+from dbfleet.sharding.inplace import update_in_place
 from dbfleet.sharding.inserts import Inserter
 from dbfleet.sharding.keyed import KeyedWriter
 from dbfleet.sharding.lookups import LookupReader
@@ -141,6 +142,10 @@ class Writes:
         with self.routing.unlogged(), self.routing.set_aside():
             if values is None:
                 return writer.delete(original), []
+            returning = getattr(compiler, "returning_fields", None) or ()
+            found = self._in_place(writer, values, original, route, returning)
+            if found is not None:
+                return found
             columns = {field.column for field, _, _ in values}
             computes = route.rung is Rung.GATHER or self.routing.moves_rows(
                 writer.table, columns
@@ -150,8 +155,20 @@ class Writes:
                 original,
                 compiler.query.order_by,
                 computes=computes,
-                returning=getattr(compiler, "returning_fields", None) or (),
+                returning=returning,
             )
+
+    def _in_place(
+        self,
+        writer: KeyedWriter,
+        values: list[Any],
+        original: Query,
+        route: Route,
+        returning: Any,
+    ) -> tuple[int, list[Any]] | None:
+        if route.rung is Rung.GATHER or self.routing.pinned_shard() is not None:
+            return None
+        return update_in_place(writer, values, original, route, returning)
 
     def update_returning(
         self, compiler: Any, returning: Any, execute: Callable[..., Any]

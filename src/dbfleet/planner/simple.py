@@ -18,7 +18,7 @@ from django.db.models.sql.where import AND
 from dbfleet.planner.tables import Table
 
 #: lookups that are plain equality
-_EXACT = frozenset({Exact, IntegerFieldExact, RelatedExact})
+EXACT = frozenset({Exact, IntegerFieldExact, RelatedExact})
 
 
 def only_key(table: Table) -> Any:
@@ -52,7 +52,7 @@ def key_value(query: Any, key: Any) -> Any:
         return None
     found = None
     for lookup in where.children:
-        if type(lookup) not in _EXACT or type(lookup.lhs) is not Col:
+        if type(lookup) not in EXACT or type(lookup.lhs) is not Col:
             return None
         value = lookup.rhs
         if hasattr(value, "as_sql") or hasattr(value, "resolve_expression"):

@@ -107,19 +107,22 @@ class KeyedWriter(Writer):
             self._conditions = self._own_conditions(original)
             steps = list(self._steps(rows, values, names, [name for name, _ in extra]))
             count = self._write(steps, values, order_by)
-            return count, self._read_back(steps, returning)
+            return count, self.read_back(steps, returning)
 
     def is_picked(self, field: Any) -> bool:
         """Whether an expression for this column is computed before rows are written."""
         # A reference table is to have the same value on every node.
         return field in self.table.pk_fields or self.table.is_reference
 
-    def _read_back(self, steps: list[Step], fields: Sequence[Any]) -> list[Any]:
+    def read_back(
+        self, steps: list[Step], fields: Sequence[Any], clusters: Sequence[str] = ()
+    ) -> list[Any]:
+        """Columns of rows that were written, raw; ``clusters`` have them all."""
         if not fields:
             return []
         quote = self.wrapper.ops.quote_name
         columns = ", ".join(quote(field.column) for field in fields)
-        clusters = self.fixed_clusters()[:1] or self.facts.shards
+        clusters = clusters or self.fixed_clusters()[:1] or self.facts.shards
         rows: list[Any] = []
         for step in steps:
             where, params = self.by_pk(self._new_pks(step))
