@@ -71,8 +71,8 @@ CATALOGUE: dict[str, str] = {
     "E410": "a distributed engine cannot lock rows of several shard keys",
     "E412": "a key cannot be placed on a shard",
     # 5xx: gather
-    "E501": "a gather needs more rows than its limit",
-    "E502": "a gather needs more bytes than its limit",
+    "E501": "a query of several shards needs more rows than its limit",
+    "E502": "a query of several shards needs more bytes than its limit",
     "E503": "a table of a gather is not known",
     "E504": "a page lies too deep",
     "E505": "a shard did not answer in time",
@@ -117,7 +117,7 @@ class CrossAliasQuery(RouteRefused):
 
 
 class GatherLimitExceeded(RouteRefused):
-    """A gather would pass its limit of rows or bytes; nothing was changed."""
+    """A gather, or groups to be combined, would pass a limit; nothing was changed."""
 
 
 class PageTooDeep(RouteRefused):

@@ -11,16 +11,19 @@ from dbfleet.planner.partials import Partial
 from dbfleet.planner.route import Route
 
 
-def shard_sql(compiler: Any, route: Route, outer_sql: Any) -> Sql:
+def shard_sql(compiler: Any, route: Route, outer_sql: Any, most: int) -> Sql:
     """SQL for one shard; no I/O.
 
     Every shard sends the first ``high`` rows, of which ``low`` are dropped when all are
-    in order: which ones those are nobody knows before. Groups have no limit.
+    in order: which ones those are nobody knows before. Of groups all are needed: one
+    more than ``most`` shows that they are too many.
     """
     is_partial = isinstance(route.merge, Partial)
     merge: Merge = route.merge.merge if is_partial else route.merge
     query = compiler.query
-    high = None if is_partial else merge.high
+    high = merge.high
+    if is_partial:
+        high = most + 1 if route.merge.groups else None
     if not merge.hidden and not merge.low and high == merge.high:
         sql, params = outer_sql
         return sql, tuple(params)

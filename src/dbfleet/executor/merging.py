@@ -16,6 +16,7 @@ from dbfleet import conf
 from dbfleet.engines import GatheredRows
 from dbfleet.errors import PageTooDeep
 from dbfleet.executor import fanout, selfcheck
+from dbfleet.executor.budget import Budget
 from dbfleet.executor.combining import combined
 from dbfleet.executor.emulated import emulated
 from dbfleet.executor.ordering import Distinct, Ranks, Row, in_order, texts_of
@@ -130,8 +131,21 @@ class Merger:
 
     def _answers(self) -> dict[str, Answer]:
         cursors = {c: self.cursor(c) for c in self.route.clusters}
+        budget = self._budget()
         return self.on_all(
-            {c: partial(_fetch, one) for c, one in cursors.items()}, cursors
+            {c: partial(_fetch, one, budget) for c, one in cursors.items()}, cursors
+        )
+
+    def _budget(self) -> Budget | None:
+        """Groups that are combined have limits; what is merged is the answer itself,
+        which one database would have sent as well."""
+        if self.partial is None or not self.partial.groups:
+            return None
+        model = self.query.model
+        of = f" of {model._meta.label}" if model is not None else ""
+        return Budget(
+            conf.settings().gather_for(self.routing.topology),
+            f"an aggregate{of} on alias {self.wrapper.alias!r}",
         )
 
     def on_all(
@@ -279,9 +293,10 @@ class ShardCursor:
                 self._merger.wrapper.engine.sever(connection)
 
 
-def _fetch(cursor: ShardCursor) -> Answer:
+def _fetch(cursor: ShardCursor, budget: Budget | None) -> Answer:
     try:
         cursor.execute()
-        return Answer(cursor.fetchall(), cursor.description)
+        rows = cursor.fetchall() if budget is None else budget.fetch(cursor)
+        return Answer(rows, cursor.description)
     finally:
         cursor.close()

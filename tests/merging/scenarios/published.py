@@ -26,10 +26,13 @@ from django.db.models import (
     Window,
 )
 from django.db.models.functions import Cast, Coalesce, Rank, TruncDay
+from django.test import override_settings
 
+from dbfleet.errors import GatherLimitExceeded
 from tests.merging import scenarios
 from tests.merging.app.models import Item, Note, Owner, Parcel, Tag
-from tests.merging.scenarios import agree, close_to, of, same
+from tests.merging.scenarios import agree, close_to, of, refused, same
+from tests.sharding.scenarios import SHARDS, on_node
 
 MERGE, PARTIAL, GATHER = "stream merge", "partial aggregate", "gather"
 
@@ -514,3 +517,37 @@ def check_updates_of_what_was_merged() -> None:
         ),
         rung=PARTIAL,
     )
+
+
+def check_groups_beyond_the_limit_are_refused() -> None:
+    def groups() -> Any:
+        return Parcel.objects.values("label").annotate(n=Count("id"))
+
+    counted = sum(
+        int(on_node(shard, "SELECT COUNT(DISTINCT label) FROM merging_parcel")[0][0])
+        for shard in SHARDS
+    )
+    same(str(groups().explain_route().rung), PARTIAL)
+    for limits, error in (
+        ({"MAX_ROWS": counted - 1}, ("dbfleet.E501", f"{counted - 1} rows")),
+        ({"MAX_ROWS": 2}, ("dbfleet.E501", "2 rows of its shards")),
+        ({"MAX_BYTES": 40}, ("dbfleet.E502", "merging.Parcel on alias 'default'")),
+    ):
+        with override_settings(DBFLEET={"GATHER": limits}):
+            with refused(GatherLimitExceeded, *error):
+                list(groups())
+            with refused(GatherLimitExceeded, *error):
+                list(groups().order_by("-n")[:1])
+            with refused(GatherLimitExceeded, *error):
+                list(groups().iterator())
+            same(Parcel.objects.count(), 30)
+            same(len(list(Parcel.objects.values_list("label"))), 30)
+    if scenarios.kind == "mixed":
+        return  # gathered, as no shard's order of text is another's
+    with override_settings(DBFLEET={"GATHER": {"MAX_ROWS": counted}}):
+        agree(
+            Parcel,
+            lambda rows: rows.values("label").annotate(n=Count("id")),
+            rung=PARTIAL,
+            is_total=False,
+        )
