@@ -103,6 +103,8 @@ class Engine:
     has_null_samples: ClassVar[bool] = True
     #: a deviation of integers has all the digits of a binary fraction
     has_whole_deviations: ClassVar[bool] = True
+    #: a quotient has the digits that it is shown with, also where it is computed with
+    shows_all_digits: ClassVar[bool] = True
     #: a replica's position can be compared with its primary's
     tracks_positions: ClassVar[bool] = False
     #: positions move only by writes that are :meth:`counted`

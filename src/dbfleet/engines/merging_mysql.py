@@ -30,6 +30,8 @@ class MySQLMerging(Engine):
 
     #: MariaDB rounds it to four digits more than its argument has
     has_whole_deviations: ClassVar[bool] = False
+    #: decimals are divided in groups of nine digits, and rounded when they are sent
+    shows_all_digits: ClassVar[bool] = False
 
     def comparison(self, described: Any) -> str | None:
         if described[1] in _DIRECT:

@@ -23,12 +23,13 @@ from django.db.models import (
     Value,
     Variance,
 )
-from django.db.models.expressions import Col
+from django.db.models.expressions import Col, Combinable
 from django.db.models.functions import Coalesce
 
 from dbfleet import lexer
 from dbfleet.planner.colocation import Spread, Unproved
 from dbfleet.planner.merging import Column, Columns, Merge, bare, order_of
+from dbfleet.planner.repeatable import parts_of
 from dbfleet.planner.uses import Facts, Statement
 
 _NUMBERS = lexer.word_set("""
@@ -36,6 +37,7 @@ _NUMBERS = lexer.word_set("""
     SmallIntegerField PositiveIntegerField PositiveBigIntegerField
     PositiveSmallIntegerField DecimalField FloatField
 """)
+_DIVIDES = frozenset({Combinable.DIV, Combinable.MOD, Combinable.POW})
 _BINARY_FRACTIONS = _NUMBERS - {"DecimalField"}
 #: aggregates of other modules that are combined by the name of their class
 _BY_NAME = {
@@ -168,12 +170,12 @@ def _combine(columns: Columns, spread: Spread, at: int) -> Combine:
     if kind is Count:
         return Combine(at, own, "count")
     if kind is Sum:
-        _check_number(expression, _NUMBERS)
+        _check_number(columns, expression, _NUMBERS)
         return Combine(at, own, "sum")
     if kind in (Min, Max):
         return Combine(at, own, kind.__name__.lower(), column=columns.column(own))
     if kind is Avg:
-        _check_number(expression, _NUMBERS)
+        _check_number(columns, expression, _NUMBERS)
         parts = columns.at(_as(expression, Sum)), columns.at(_as(expression, Count))
         return Combine(at, own, "avg", parts)
     if kind in (StdDev, Variance):
@@ -185,7 +187,8 @@ def _combine(columns: Columns, spread: Spread, at: int) -> Combine:
 
 def _deviation(columns: Columns, aggregate: Any) -> tuple[str, tuple[int, ...]]:
     is_whole = columns.facts.engine.has_whole_deviations
-    _check_number(aggregate, _BINARY_FRACTIONS if is_whole else {"FloatField"})
+    kinds = _BINARY_FRACTIONS if is_whole else {"FloatField"}
+    _check_number(columns, aggregate, kinds)
     is_sample = str(aggregate.function).upper().endswith("SAMP")
     if is_sample and not columns.facts.engine.has_null_samples:
         raise Unproved("a shard of one row has no sample's deviation")
@@ -205,13 +208,26 @@ def _check_distinct(aggregate: Any, spread: Spread) -> None:
     raise Unproved("distinct values of all shards are aggregated")
 
 
-def _check_number(aggregate: Any, kinds: AbstractSet[str]) -> None:
+def _check_number(columns: Columns, aggregate: Any, kinds: AbstractSet[str]) -> None:
     source = aggregate.get_source_expressions()[0]
+    if has_hidden_digits(columns.facts, source):
+        raise Unproved("a quotient has more digits than its server shows")
     field = getattr(source, "_output_field_or_none", None)
     while field is not None and field.remote_field:
         field = field.target_field
     if field is None or field.get_internal_type() not in kinds:
         raise Unproved(f"{type(aggregate).__name__} of what is no plain number")
+
+
+def has_hidden_digits(facts: Facts, expression: Any) -> bool:
+    """Whether a server may compute with digits of a value that it does not send."""
+    if facts.engine.shows_all_digits:
+        return False
+    return any(
+        getattr(part, "connector", "") in _DIVIDES
+        or type(part).__module__ == "django.db.models.functions.math"
+        for part in parts_of(expression)
+    )
 
 
 def _as(aggregate: Any, kind: type) -> Any:
