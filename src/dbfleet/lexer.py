@@ -14,7 +14,7 @@ statement costs one dictionary lookup.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, wraps
 from typing import Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
@@ -242,6 +242,35 @@ def names(sql: str, vendor: str) -> frozenset[str]:
     if is_unclear(sql, vendor):
         found.update(_CONTINUED.findall(sql))
     return frozenset(found.union(map(str.lower, found)))
+
+
+def _folded(sql: str, token: Token) -> str:
+    # A word's upper-case copy has lost more than its case.
+    text = sql[token.start : token.end] if token.kind == "word" else token.value
+    return text.lower()
+
+
+@by_text
+def names_by_qualifier(sql: str, vendor: str) -> Mapping[str, frozenset[str]]:
+    """Return the names that stand behind each qualifier, ``alias.name``, and under
+    ``""`` those that stand alone. All in lower case; together a superset of the
+    columns used, as :func:`names` is.
+    """
+    if is_unclear(sql, vendor):
+        return {"": names(sql, vendor)}
+    found: dict[str, set[str]] = {"": set()}
+    tokens = significant(sql, vendor)
+    for i, token in enumerate(tokens):
+        if token.kind == "param":
+            found[""].update(map(str.lower, _CONTINUED.findall(token.value)))
+        if token.kind not in NAME_KINDS.get(vendor, ()):
+            continue
+        if value_at(tokens, i - 1) == ".":
+            qualifier = _folded(sql, tokens[i - 2]) if i > 1 else ""
+            found.setdefault(qualifier, set()).add(_folded(sql, token))
+        elif value_at(tokens, i + 1) != ".":
+            found[""].add(_folded(sql, token))
+    return {qualifier: frozenset(some) for qualifier, some in found.items()}
 
 
 def _equals(token: Token, name: str, vendor: str) -> bool:

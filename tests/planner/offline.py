@@ -20,7 +20,7 @@ from django.test import override_settings
 
 from dbfleet import Sharded, databases
 from dbfleet.planner.plan import plan_read
-from dbfleet.planner.route import HOME, Fragment, Route, Rung
+from dbfleet.planner.route import HOME, Filter, Fragment, Route, Rung
 from dbfleet.planner.uses import Facts
 from dbfleet.sharding.ledger import AnyMap, DeclaredMap, ShardMap
 
@@ -208,22 +208,25 @@ def _hide(cursor: Any, route: Route) -> list[str]:
     """Cover each table by a temporary one with the rows that the route fetches."""
     if route.rung is Rung.GATHER:
         parts = [
-            (part.table, part.columns, part.clusters, part.where, part.params)
+            (part.table, part.columns, {c: part.filter_at(c) for c in part.clusters})
             for part in route.fragments
         ]
     else:
-        names = [table_name(model) for model in models()]
-        parts = [(name, (), route.clusters, "", ()) for name in names]
-    for table, columns, clusters, where, params in parts:
+        everything = dict.fromkeys(route.clusters, Filter("", ()))
+        parts = [(table_name(model), (), everything) for model in models()]
+    for table, columns, filters in parts:
         # No columns are every column, as for SELECT *.
         selected = ", ".join(f'"{column}"' for column in columns) or "*"
-        marks = ", ".join(["%s"] * len(clusters))
-        is_there = f"IN (SELECT place FROM {table}_places WHERE shard IN ({marks}))"
+        is_there = f'"{table}".rowid IN (SELECT place FROM {table}_places WHERE shard'
         unplaced = f"NOT EXISTS (SELECT 1 FROM {table}_places)"
+        found, params = [], []
+        for cluster, (where, values) in filters.items():
+            found.append(f"(({is_there} = %s) OR {unplaced}) AND ({where or '1'}))")
+            params += [cluster, *values]
         cursor.execute(
             f'CREATE TEMP TABLE "{table}" AS SELECT {selected} FROM main."{table}" '
-            f'WHERE ("{table}".rowid {is_there} OR {unplaced}) AND ({where or "1"})',
-            [*clusters, *params],
+            f"WHERE {' OR '.join(found)}",
+            params,
         )
     return [part[0] for part in parts]
 

@@ -16,6 +16,7 @@ from dbfleet.lexer import (
     is_qualified,
     is_unclear,
     names,
+    names_by_qualifier,
     strip_locking,
     table_occurrences,
     tokenize,
@@ -165,6 +166,21 @@ def test_names_are_given_as_written_and_in_lower_case() -> None:
     # Without parameters this is a modulo of a column, or a string of two words.
     assert {"s", "sales"} <= names("SELECT a %s, b %sales", POSTGRESQL)
     assert {"hidden", "t"} <= names("SELECT 1 /*! FROM hidden */ , t", MYSQL)
+
+
+def test_names_are_told_apart_by_what_stands_before_them() -> None:
+    sql = 'SELECT "T"."Col", U0.other, s."T"."b", lone FROM "T" U0 -- x.y'
+    found = names_by_qualifier(sql, POSTGRESQL)
+    assert found["t"] == {"col", "b"}
+    assert found["u0"] == {"other"}
+    assert found["s"] == {"t"}
+    assert {"lone", "t", "u0", "select"} == found[""] - {"from"}
+    assert "x" not in found
+    assert "s" in names_by_qualifier("SELECT a.b %s", POSTGRESQL)[""]
+    # Where the text cannot be read, any name may be of any table.
+    unclear = names_by_qualifier("SELECT t.a /*! FROM hidden */", MYSQL)
+    assert unclear.keys() == {""}
+    assert {"a", "hidden"} <= unclear[""]
 
 
 @pytest.mark.parametrize(

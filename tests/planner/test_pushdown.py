@@ -311,6 +311,80 @@ def test_only_columns_that_the_statement_names_travel(fleet: Fleet) -> None:
     )
 
 
+def test_a_column_of_another_table_does_not_travel(fleet: Fleet) -> None:
+    found = _objects("Coupon").filter(customer__age=1).values("percent")
+    # Every table has a column of the name "id".
+    assert columns(fleet, found, "Coupon") == ("id", "customer_id", "percent")
+    found = _objects("Order").filter(lines__quantity=1).values("total")
+    assert columns(fleet, found, "Order") == ("id", "total")
+    assert columns(fleet, found, "Line") == ("id", "order_id", "quantity")
+    # An alias counts for every table that has it, in whatever block.
+    inner = _objects("Coupon").filter(order=OuterRef("pk")).values("percent")
+    found = (
+        _objects("Order")
+        .filter(Exists(_objects("Line").filter(order=OuterRef("pk"), quantity=1)))
+        .annotate(p=Subquery(inner[:1]))
+        .values("p")
+    )
+    assert columns(fleet, found, "Coupon") == ("id", "order_id", "percent")
+    assert columns(fleet, found, "Line") == ("id", "order_id", "quantity")
+    assert columns(fleet, found, "Order") == ("id",)
+
+
+def test_a_name_without_its_table_is_of_every_table(fleet: Fleet) -> None:
+    found = _objects("Coupon").filter(customer__name="red").values("percent")
+    for text in ("age > 3", "unknown.age > 3"):
+        sql = found.extra(where=[text])
+        assert columns(fleet, sql, "Customer") == ("id", "name", "age")
+        assert columns(fleet, sql, "Coupon") == ("id", "customer_id", "percent")
+        sql = found.annotate(n=RawSQL(text.replace("age", "order_id"), ())).values("n")
+        assert "order_id" in columns(fleet, sql, "Coupon")
+
+
+def test_a_shard_is_sent_only_the_keys_that_it_may_have(fleet: Fleet) -> None:
+    customer, orders = _model("Customer"), _objects("Order")
+    keys = [*range(1, 40)]
+    of: dict[str, list[int]] = {shard: [] for shard in offline.SHARDS}
+    for key in keys:
+        of[fleet.shard(customer, key)].append(key)
+    assert all(of.values())
+    for found in (
+        orders.filter(customer__in=[*keys, None], total=3),
+        orders.filter(customer__pk__in=keys).filter(total__exact=3),
+    ):
+        part = fleet.fragment(found, found.model)
+        assert set(part.clusters) == set(offline.SHARDS)
+        for shard in part.clusters:
+            where, params = part.filter_at(shard)
+            assert sorted(params) == sorted([*of[shard], 3]), (where, params)
+    # Each occurrence brings its own list, and one without a filter every row.
+    both = orders.filter(customer__in=keys[:20]).filter(
+        Exists(orders.filter(customer__in=keys[20:], total=OuterRef("total")))
+    )
+    part = fleet.fragment(both, both.model)
+    for shard in part.clusters:
+        assert sorted(part.filter_at(shard).params) == of[shard]
+    open_ended = orders.filter(
+        Exists(orders.filter(total=OuterRef("total"))), customer__in=keys
+    )
+    part = fleet.fragment(open_ended, open_ended.model)
+    assert {part.filter_at(shard) for shard in part.clusters} == {("", ())}
+
+
+def test_lists_that_say_nothing_of_shards_are_sent_to_all(fleet: Fleet) -> None:
+    for found in (
+        _objects("Order").filter(total__in=range(9)),
+        _objects("Order").exclude(customer__in=range(9)),
+        _objects("Order").filter(Q(customer__in=range(9)) | Q(total=1)),
+        _objects("Line").filter(order__in=range(9)),
+        _objects("Reading").filter(sensor__in=range(9)),
+    ):
+        part = fleet.fragment(found, found.model)
+        filters = {part.filter_at(shard) for shard in part.clusters}
+        assert len(filters) == 1
+        assert filters.pop().where == part.where != ""
+
+
 def test_hand_written_sql_gets_every_column_and_every_row(fleet: Fleet) -> None:
     from django.apps import apps
 

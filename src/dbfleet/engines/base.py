@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
@@ -60,6 +60,17 @@ class FragmentSpec(NamedTuple):
     is_native: bool = False
     #: columns of a primary key that hand-written SQL may rely on in GROUP BY
     key: tuple[str, ...] = ()
+    #: (where, params) of each node, if they are not the same
+    own: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+    def each(self) -> Iterator[FragmentSpec]:
+        """The part of each node."""
+        for node, (where, params) in zip(
+            self.nodes,
+            self.own or [(self.where, self.params)] * len(self.nodes),
+            strict=True,
+        ):
+            yield self._replace(where=where, params=params, nodes=(node,), own=())
 
 
 @dataclass(slots=True)

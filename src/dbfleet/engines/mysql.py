@@ -159,9 +159,9 @@ class MySQLEngine(MySQLMerging, GtidPositions):
             if fragment.is_native:
                 continue
             rows: list[Row] = []
-            for node in fragment.nodes:
+            for part in fragment.each():
                 limit = max_rows - fetched - len(rows) + 1
-                rows += self.fetch(node, self._read(fragment, limit), fragment.params)
+                rows += self.fetch(part.nodes[0], self._read(part, limit), part.params)
                 if fetched + len(rows) > max_rows:
                     raise Overflow(fragment.table, rows=fetched + len(rows), size=None)
             fetched += len(rows)

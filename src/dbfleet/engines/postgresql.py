@@ -243,10 +243,10 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
         A locking fragment has to be complete at once: its lock is its point.
         """
         bounded = None if fragment.locking else limit + 1
-        sql = self.fragment_sql(fragment, limit=bounded)
         rows: list[Row] = []
-        for node in fragment.nodes:
-            rows += self.fetch(node, sql, fragment.params)
+        for part in fragment.each():
+            sql = self.fragment_sql(part, limit=bounded)
+            rows += self.fetch(part.nodes[0], sql, part.params)
             if bounded is not None and len(rows) > limit:
                 return None
         return rows
@@ -324,14 +324,14 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
             f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS "
             f"SELECT {columns} FROM {name} WITH NO DATA",
         ).close()
-        source_sql = self.fragment_sql(fragment, limit=budget.rows_left + 1)
+        limit = budget.rows_left + 1
         with (
             home.wrap_database_errors,
             home.create_cursor() as sink,
             sink.copy(f"COPY pg_temp.{name} ({columns}) FROM STDIN") as target,
         ):
-            for node in fragment.nodes:
-                self._pipe(node, source_sql, fragment, target, budget)
+            for part in fragment.each():
+                self._pipe(part, self.fragment_sql(part, limit=limit), target, budget)
         budget.check(fragment.table)
         self._add_key(home, fragment)
 
@@ -365,14 +365,10 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
             ).close()
 
     def _pipe(
-        self,
-        node: Any,
-        source_sql: str,
-        fragment: FragmentSpec,
-        target: Any,
-        budget: _Budget,
+        self, part: FragmentSpec, source_sql: str, target: Any, budget: _Budget
     ) -> None:
-        text = _composed(node, source_sql, fragment.params)
+        [node] = part.nodes
+        text = _composed(node, source_sql, part.params)
         with (
             node.wrap_database_errors,
             node.create_cursor() as source,

@@ -88,10 +88,10 @@ class SQLiteEngine(CommitCounter):
         try:
             for fragment in fragments:
                 rows: list[Row] = []
-                for node in fragment.nodes:
+                for part in fragment.each():
                     limit = max_rows - fetched - len(rows) + 1
                     rows += self.fetch(
-                        node, self._read(fragment, limit), fragment.params
+                        part.nodes[0], self._read(part, limit), part.params
                     )
                     if fetched + len(rows) > max_rows:
                         raise Overflow(

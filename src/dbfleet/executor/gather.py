@@ -85,6 +85,7 @@ class Gatherer:
             part.locking,
             part.is_native,
             part.key,
+            () if part.is_native else tuple(map(part.filter_at, part.clusters)),
         )
 
     def _too_large(self, overflow: Overflow, limits: Any) -> GatherLimitExceeded:

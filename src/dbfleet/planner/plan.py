@@ -10,17 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from dbfleet import lexer
 from dbfleet.errors import RouteRefused
-from dbfleet.planner.blocks import groups_by_key
 from dbfleet.planner.colocation import Unproved, spread_of
+from dbfleet.planner.fragments import fragment_of
 from dbfleet.planner.lookups import Lookups
 from dbfleet.planner.merging import merge_of
 from dbfleet.planner.partials import aggregates, is_grouped_by_shard, partial_of
-from dbfleet.planner.pushdown import any_filter, filter_of
-from dbfleet.planner.route import HOME, Fragment, Intent, Route, Rung
+from dbfleet.planner.route import HOME, Intent, Route, Rung
 from dbfleet.planner.tables import Table
-from dbfleet.planner.uses import Clusters, Facts, Statement, Use, uses_of
+from dbfleet.planner.uses import Facts, Statement, Use, uses_of
 from dbfleet.topology import Topology
 
 
@@ -66,7 +64,7 @@ def _spread(
         raise Unproved("other rungs are switched off")
     spread = spread_of(facts, statement, uses)
     if spread.clusters is not None and len(spread.clusters) < 2:
-        [shard] = in_order(facts, spread.clusters)
+        [shard] = facts.in_order(spread.clusters)
         reason = "one shard answers for all rows"
         return _one(facts, Intent.READ, shard, reason, replica_ok)
     merge: Any
@@ -82,7 +80,7 @@ def _spread(
         facts.alias,
         Intent.READ,
         rung,
-        in_order(facts, spread.clusters),
+        facts.in_order(spread.clusters),
         reason,
         replica_ok=replica_ok,
         merge=merge,
@@ -188,7 +186,7 @@ def _plan_write(facts: Facts, uses: Sequence[Use], target: Table) -> Route:
             reason = "a reference table is written on every node"
         else:
             found = own.clusters if own is not None else None
-            clusters = in_order(facts, found)
+            clusters = facts.in_order(found)
             reason = "each shard decides its own rows"
         return Route(
             facts.alias,
@@ -248,13 +246,6 @@ def _one(
     )
 
 
-def in_order(facts: Facts, clusters: Clusters) -> tuple[str, ...]:
-    """Shards in the order of their declaration; never none at all."""
-    if clusters is None:
-        return facts.shards
-    return tuple(s for s in facts.shards if s in clusters) or facts.shards[:1]
-
-
 def _gather(
     facts: Facts,
     statement: Statement,
@@ -270,7 +261,7 @@ def _gather(
             f"shards, and {facts.engine.vendor} cannot gather them; filter by the "
             "shard key so that one shard can answer",
         )
-    fragments = tuple(_fragment(facts, statement, use) for use in uses)
+    fragments = tuple(fragment_of(facts, statement, use) for use in uses)
     clusters = dict.fromkeys(c for part in fragments for c in part.clusters)
     return Route(
         facts.alias,
@@ -282,47 +273,3 @@ def _gather(
         replica_ok,
         epoch=facts.epoch,
     )
-
-
-def _fragment(facts: Facts, statement: Statement, use: Use) -> Fragment:
-    table = use.table
-    where, params = "", ()
-    if not use.is_hidden:
-        where, params = any_filter(filter_of(b, o) for b, o, _ in use.places)
-    is_opaque = statement.is_raw or use.is_hidden
-    columns: tuple[str, ...] = ()  # every column the server knows
-    if not is_opaque and not lexer.has_star(statement.sql, facts.engine.vendor):
-        used = lexer.names(statement.sql, facts.engine.vendor)
-        keep = {*table.pk_columns[:1]}
-        columns = tuple(c for c in table.columns if c.lower() in used or c in keep)
-    pk = table.pk_columns
-    is_local = not table.is_sharded
-    return Fragment(
-        table=table.name,
-        model=table.label,
-        columns=columns,
-        clusters=(HOME,) if is_local else in_order(facts, use.clusters),
-        where=where,
-        params=params,
-        order_by=pk[0] if len(pk) == 1 else None,
-        is_native=is_local and facts.engine.gathers_at_home,
-        locking="" if is_local else _locking(statement, use),
-        key=pk if _needs_key(facts, statement) else (),
-    )
-
-
-def _needs_key(facts: Facts, statement: Statement) -> bool:
-    """Every column is spelled out in GROUP BY, but for windows and in raw SQL."""
-    if any(groups_by_key(block.query) for block in statement.blocks):
-        return True
-    return statement.is_raw and "group" in lexer.names(
-        statement.sql, facts.engine.vendor
-    )
-
-
-def _locking(statement: Statement, use: Use) -> str:
-    """Only the tables of the outermost block are locked, as FOR UPDATE does."""
-    if not statement.locking:
-        return ""
-    is_outer = any(block.compiler is statement.outer for block, _, _ in use.places)
-    return f" {statement.locking}" if is_outer else ""

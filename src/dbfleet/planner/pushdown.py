@@ -8,7 +8,7 @@ applies it again, so leaving one out costs rows, never correctness.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet, FullResultSet
@@ -86,8 +86,15 @@ def _is_plain(lookup: Any) -> bool:
     return True
 
 
-def filter_of(block: Block, occurrence: Occurrence) -> tuple[str, tuple[Any, ...]]:
-    """Compiled conditions over the bare table, ``""`` if none can be pushed."""
+def filter_of(
+    block: Block,
+    occurrence: Occurrence,
+    limited: Callable[[Any], Any] = lambda node: node,
+) -> tuple[str, tuple[Any, ...]]:
+    """Compiled conditions over the bare table, ``""`` if none can be pushed.
+
+    ``limited`` may put a stronger condition in the place of one.
+    """
     if not occurrence.is_inner:
         return "", ()
     compiler = block.compiler
@@ -97,7 +104,7 @@ def filter_of(block: Block, occurrence: Occurrence) -> tuple[str, tuple[Any, ...
     for node in conjuncts(block.query.where):
         if not is_local_to(node, occurrence.alias):
             continue
-        bare = node.relabeled_clone(change)
+        bare = limited(node).relabeled_clone(change)
         try:
             sql, values = compiler.compile(bare)
         except FullResultSet:

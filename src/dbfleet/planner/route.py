@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 #: the cluster that holds an alias's local tables, its claims and its shard map
 HOME = "home"
@@ -31,6 +31,13 @@ class Rung(enum.StrEnum):
     GATHER = "gather"
 
 
+class Filter(NamedTuple):
+    """Compiled SQL over a bare table with its parameters; ``""`` wants every row."""
+
+    where: str
+    params: tuple[Any, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Fragment:
     """The rows of one table that a gather fetches, and from which clusters."""
@@ -41,12 +48,18 @@ class Fragment:
     clusters: tuple[str, ...]
     where: str = ""
     params: tuple[Any, ...] = field(default=(), repr=False)
+    #: (cluster, its filter) in place of that one, where key lists differ by cluster
+    own: tuple[tuple[str, Filter], ...] = field(default=(), repr=False)
     order_by: str | None = None
     #: the home connection holds the table completely; nothing needs to travel
     is_native: bool = False
     locking: str = ""
     #: a primary key that the statement's GROUP BY may rely on
     key: tuple[str, ...] = ()
+
+    def filter_at(self, cluster: str) -> Filter:
+        """What one cluster is asked for."""
+        return dict(self.own).get(cluster, Filter(self.where, self.params))
 
     def describe(self) -> str:
         filters = f" where {self.where}" if self.where else ", unfiltered"

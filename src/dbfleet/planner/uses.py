@@ -81,6 +81,12 @@ class Facts:
     def shards(self) -> tuple[str, ...]:
         return self.topology.holders
 
+    def in_order(self, clusters: Clusters) -> tuple[str, ...]:
+        """Shards in the order of their declaration; never none at all."""
+        if clusters is None:
+            return self.shards
+        return tuple(s for s in self.shards if s in clusters) or self.shards[:1]
+
     def is_exact(self, field: Any) -> bool:
         """Whether equal in the database means equal here, for a column."""
         while field.remote_field:

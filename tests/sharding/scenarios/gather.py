@@ -96,6 +96,19 @@ def check_joins_of_gathered_tables() -> None:
         same(pairs.count(), 4)
 
 
+def check_each_shard_is_asked_for_its_own_keys() -> None:
+    customers = [Customer.objects.create(email=str(n), balance=n) for n in range(20)]
+    Visit.objects.bulk_create(Visit(customer=one, guard=one) for one in customers)
+    wanted = [one.pk for one in customers[:15]]
+    for _ in _ways():
+        found = Customer.objects.filter(pk__in=[*wanted, None, 10**6])
+        same(sorted(found.values_list("balance", flat=True)), list(range(15)))
+        visits = Visit.objects.filter(customer__pk__in=wanted, guard__in=wanted[5:])
+        same(visits.filter(customer__balance__lt=8).count(), 3)
+        nested = Customer.objects.filter(pk__in=found.values("pk"), balance__gt=0)
+        same(nested.count(), 14)
+
+
 def check_a_gather_leaves_nothing_behind() -> None:
     Reading.objects.bulk_create(Reading(sensor=n, number=n) for n in range(30))
     for _ in _ways():
