@@ -300,6 +300,38 @@ def test_a_session_whose_position_is_not_known_is_told(fleet: Fleet) -> None:
     assert answers == ["dbfleet.E207", ["new", "one", "raw"]]
 
 
+def test_a_token_of_before_is_judged_in_a_session_of_now(fleet: Fleet) -> None:
+    """The session has used the new primary, at a position that nobody told either."""
+    primary, (one, two) = fleet.servers.primary, fleet.servers.replicas
+    fleet.run(
+        """
+        def raw(text):
+            with connection.cursor() as cursor:
+                cursor.execute("INSERT INTO app_note (text) VALUES (%s)", [text])
+
+        with dbfleet.session():
+            raw("before")
+            token = dbfleet.token()
+        """
+    )
+    fleet.servers.wait_until_caught_up()
+    primary.kill()
+    one.promote()
+    fleet.follow(two, one)
+    eventually(
+        lambda: fleet.run('with dbfleet.session(): result = write("new")'), "written"
+    )
+    found = fleet.run(
+        """
+        with dbfleet.session():
+            raw("now")
+            dbfleet.resume(token)
+            result = [texts(), texts()]
+        """
+    )
+    assert found == ["dbfleet.E207", ["before", "new", "now", "one"]]
+
+
 def test_an_old_primary_that_comes_back_is_not_used(fleet: Fleet) -> None:
     """It answers under its own address again, and takes writes; nothing has shown the
     process a later timeline."""

@@ -420,7 +420,7 @@ class Replicas:
         # when it was read would only be judged too strictly.
         timeline = have.timeline or era.timeline if have is not None else None
         if have is None or there is None or not timeline:
-            self._report_unknown(cluster, state, state.served_at)
+            self._report_unknown(cluster, state, state.served_at, primary)
             return
         want = have._replace(system=there.system, timeline=timeline)
         self._judge(cluster, (want,), there)
@@ -442,11 +442,11 @@ class Replicas:
             return None
 
     def _report_unknown(
-        self, cluster: str, state: ClusterState, seen_at: float
+        self, cluster: str, state: ClusterState, seen_at: float, primary: Any
     ) -> None:
         is_recent = time.monotonic() - seen_at < RECENT_S
         key = self.nodes.keys[cluster]
-        sessions.current().learned(state, state.unknowns)
+        sessions.current().was_told(state, self.nodes.era(cluster, primary))
         if not is_recent:
             return
         events.emit("write_lost", cluster=key)
@@ -468,7 +468,7 @@ class Replicas:
 
     def _refuse_lost(self, cluster: str, state: ClusterState, primary: Any) -> None:
         if state.era is not None and state.era.ended(self.nodes.era(cluster, primary)):
-            self._report_unknown(cluster, state, state.unknown_at)
+            self._report_unknown(cluster, state, state.unknown_at, primary)
         if state.node not in (None, PRIMARY):
             self._judge_replica(cluster, state, primary)
         floors = state.floors

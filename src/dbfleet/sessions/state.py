@@ -64,7 +64,7 @@ class ClusterState:
         self.proved: Position | None = None
         #: the session saw the primary at a position that nobody has asked for
         self.is_unknown = False
-        #: under which primary it saw the first such position, None if that is not
+        #: under which primary it saw the earliest such position, None if that is not
         #: known, and when it saw the last one (monotonic seconds)
         self.era: Era | None = None
         self.unknown_at = 0.0
@@ -134,12 +134,17 @@ class Session:
             state.floors = merge(state.floors, positions)
             state.proved = state.judged = None
 
-    def saw_unknown(self, cluster: str, era: Era | None = None) -> None:
+    def saw_unknown(
+        self, cluster: str, era: Era | None = None, now: Era | None = None
+    ) -> None:
         """The session saw the primary at a position that it was not told; ``era`` is
-        which primary that was."""
+        which primary that was, and ``now`` the one of today where it may be another."""
         state = self.of(cluster)
         with self._lock:
-            if era is not None and not (state.is_unknown and state.era):
+            known = state.era if state.is_unknown else None
+            # An earlier primary counts more: what was seen there may be lost.
+            is_earlier = now is not None and known is not None and not known.ended(now)
+            if era is not None and (known is None or is_earlier):
                 state.era = era
             state.is_unknown, state.unknown_at = True, time.monotonic()
             state.unknowns += 1
@@ -163,6 +168,12 @@ class Session:
         with self._lock:
             if state.unknowns == unknowns:
                 state.is_unknown, state.era = False, None
+
+    def was_told(self, state: ClusterState, now: Era) -> None:
+        """That what it saw under earlier primaries may be lost; what it saw under the
+        one of ``now`` still counts."""
+        with self._lock:
+            state.era = now
 
     def drop(self, cluster: str, lost: Position) -> None:
         """Demand a position no longer: its loss was reported."""

@@ -291,12 +291,19 @@ def _apply(part: _Part, session: Session) -> None:
             session.saw_unknown(part.key)
             return
     if part.is_unknown:
-        session.saw_unknown(part.key, _era(part.era, wrapper, cluster))
+        _saw_unknown(part, session, _era(part.era, wrapper, cluster), wrapper)
     if part.replica:
         replica, _, rest = part.replica.partition(".")
         server, _, era = rest.partition(".")
         name = _named(wrapper, cluster.replicas, replica)
-        _go_on_at(part, session, name, server, _era(era, wrapper, cluster))
+        found = _era(era, wrapper, cluster)
+        if not _goes_on_at(part, session, name, server, found):
+            _saw_unknown(part, session, found, wrapper)
+
+
+def _saw_unknown(part: _Part, session: Session, era: Era | None, wrapper: Any) -> None:
+    now = wrapper.nodes.read_era(part.key.rpartition("/")[2])
+    session.saw_unknown(part.key, era, now)
 
 
 def _era(text: str, wrapper: Any, cluster: topology.ClusterTopology) -> Era | None:
@@ -314,24 +321,25 @@ def _loaded(engine: Any, text: str) -> Any:
     return found
 
 
-def _go_on_at(
+def _goes_on_at(
     part: _Part, session: Session, name: str | None, server: str, era: Era | None
-) -> None:
+) -> bool:
     """Keep to the replica of the first session, if this one keeps to none yet.
 
     ``server`` tells its run, from which another run would differ; ``era`` the primary
-    that it followed.
+    that it followed. False: it saw what that replica had, and nobody knows what that
+    was.
     """
     state = session.of(part.key)
     if name is None or state.node not in (None, name):
-        # It saw what that replica had, and nobody knows what that was.
-        session.saw_unknown(part.key, era)
-    elif state.node is None:
+        return False
+    if state.node is None:
         state.policy = None
         state.read_era, state.served_at = era, time.monotonic()
         state.server = server
         state.stays_until = time.monotonic() + STAYS_S
         state.node = name
+    return True
 
 
 # -- the project's own clusters -------------------------------------------------------
