@@ -17,3 +17,8 @@ def test_numbers_and_places(fleet: MergingProject, check: str) -> None:
 @pytest.mark.parametrize("check", scenarios.names("texts"))
 def test_texts(fleet: MergingProject, check: str) -> None:
     fleet.pass_or_fail("texts", check)
+
+
+@pytest.mark.parametrize("check", scenarios.names("finals"))
+def test_what_is_asked_of_aggregates(fleet: MergingProject, check: str) -> None:
+    fleet.pass_or_fail("finals", check)

@@ -50,8 +50,10 @@ class CompilerMixin:
     shape: Shape | None = None
     #: SQL of columns that a merge needs besides, for the SQL that shards are sent
     appended: tuple[Sql, ...] = ()
-    #: the shards' groups are put in order later
-    is_unordered = False
+    #: the shards' groups are put in order later, and those that HAVING leaves chosen
+    is_partial = False
+    #: columns that shards need not compute
+    blank: frozenset[int] = frozenset()
     _grouped: tuple[Any, ...] = ()
 
     def get_from_clause(self) -> Any:
@@ -63,11 +65,25 @@ class CompilerMixin:
         found = super().pre_sql_setup(*args, **kwargs)  # type: ignore[misc]
         if self.connection.routing.is_planning and found is not None:
             self.shape = self._shape(*found)
-        if not self.appended and not self.is_unordered:
+        if not self.appended and not self.is_partial:
             return found
         extra, ordering, grouping = found
         hidden = [(None, sql, None) for sql in self.appended]
-        return [*extra, *hidden], [] if self.is_unordered else ordering, grouping
+        if not self.is_partial:
+            return [*extra, *hidden], ordering, grouping
+        return self._without_blank([*extra, *hidden]), [], grouping
+
+    def _without_blank(self, extra: list[Any]) -> list[Any]:
+        """The columns after those of ``select``, NULL for what nobody needs: GROUP BY
+        may name a column by its place."""
+        compiler: Any = self
+        compiler.having = None
+        every = [
+            (expression, ("NULL", ()) if at in self.blank else sql, alias)
+            for at, (expression, sql, alias) in enumerate([*compiler.select, *extra])
+        ]
+        compiler.select = every[: len(compiler.select)]
+        return every[len(compiler.select) :]
 
     def _shape(self, extra: Any, ordering: Any, grouping: Any) -> Shape:
         compiler: Any = self

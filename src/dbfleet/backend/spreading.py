@@ -18,22 +18,24 @@ def shard_sql(compiler: Any, route: Route, outer_sql: Any, most: int) -> Sql:
     in order: which ones those are nobody knows before. Of groups all are needed: one
     more than ``most`` shows that they are too many.
     """
-    is_partial = isinstance(route.merge, Partial)
-    merge: Merge = route.merge.merge if is_partial else route.merge
+    partial: Partial | None = route.merge if isinstance(route.merge, Partial) else None
+    merge: Merge = route.merge if partial is None else partial.merge
     query = compiler.query
-    high = merge.high
-    if is_partial:
-        high = most + 1 if route.merge.groups else None
-    if not merge.hidden and not merge.low and high == merge.high:
+    high, is_finished = merge.high, False
+    if partial is not None:
+        high = most + 1 if partial.groups else None
+        is_finished = partial.finish is not None
+        compiler.blank = partial.blank
+    if not is_finished and not merge.hidden and not merge.low and high == merge.high:
         sql, params = outer_sql
         return sql, tuple(params)
     before = query.low_mark, query.high_mark
     query.low_mark, query.high_mark = 0, high
     compiler.appended = merge.hidden
-    compiler.is_unordered = is_partial
+    compiler.is_partial = partial is not None
     try:
         sql, params = compiler.as_sql()
     finally:
         query.low_mark, query.high_mark = before
-        compiler.appended, compiler.is_unordered = (), False
+        compiler.appended, compiler.is_partial = (), False
     return sql, tuple(params)

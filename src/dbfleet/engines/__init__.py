@@ -10,18 +10,24 @@ from __future__ import annotations
 from typing import Any
 
 from dbfleet.engines.base import (
+    INLINE,
     Engine,
     FragmentSpec,
     GatheredRows,
+    InlineColumn,
+    NotCarried,
     Overflow,
     Position,
     Verdict,
 )
 
 __all__ = [
+    "INLINE",
     "Engine",
     "FragmentSpec",
     "GatheredRows",
+    "InlineColumn",
+    "NotCarried",
     "Overflow",
     "Position",
     "Verdict",

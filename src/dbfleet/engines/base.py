@@ -84,6 +84,26 @@ class GatheredRows:
     statements: list[str] = field(default_factory=list)
 
 
+#: the name under which a statement finds rows that it is handed, as columns c0, c1, ...
+INLINE = "dbfleet_groups"
+
+
+class InlineColumn(NamedTuple):
+    """A column of rows that a statement is handed.
+
+    ``described`` is what the driver said of it when a shard sent it; ``source`` the
+    table and column whose stored values it has, untouched, if one.
+    """
+
+    described: Any
+    is_text: bool = False
+    source: tuple[str, str] | None = None
+
+
+class NotCarried(Exception):
+    """Values of a column cannot be handed to a server as another one sent them."""
+
+
 class Overflow(Exception):
     """A fragment passed its limit; the executor turns it into an error."""
 
@@ -116,6 +136,10 @@ class Engine:
     has_whole_deviations: ClassVar[bool] = True
     #: a quotient has the digits that it is shown with, also where it is computed with
     shows_all_digits: ClassVar[bool] = True
+    #: :meth:`finish` can hand rows to a server
+    can_finish: ClassVar[bool] = False
+    #: kinds of fields whose values it cannot hand on as they were
+    uncarried: ClassVar[frozenset[str]] = frozenset()
     #: a replica's position can be compared with its primary's
     tracks_positions: ClassVar[bool] = False
     #: positions move only by writes that are :meth:`counted`
@@ -138,6 +162,15 @@ class Engine:
             else:
                 cursor.execute(sql, params)
             return cursor
+
+    def answer(self, node: Any, sql: str, params: Sequence[Any]) -> GatheredRows:
+        """Execute and return every row with its description; one round trip."""
+        cursor = self.run(node, sql, params)
+        with node.wrap_database_errors:
+            rows = list(cursor.fetchall())
+            found = GatheredRows(rows, cursor.description, len(rows), 0, [sql])
+            cursor.close()
+        return found
 
     def fetch(
         self, node: Any, sql: str, params: Sequence[Any] | None = None
@@ -461,6 +494,26 @@ class Engine:
         """
         raise NotImplementedError
 
+    def as_stored(self, sql: str) -> str:
+        """SQL of a column whose values the driver does not convert; no I/O."""
+        return sql
+
+    def finish(
+        self,
+        home: Any,
+        columns: Sequence[InlineColumn],
+        rows: Sequence[Row],
+        sql: str,
+        params: Sequence[Any],
+    ) -> GatheredRows:
+        """Run a SELECT over ``rows``, which it finds as :data:`INLINE`.
+
+        Each column has the type, scale and collation that it had where it was made.
+        Raises :class:`NotCarried`, before anything was sent, where that cannot be. One
+        round trip, two the first time for a table of texts.
+        """
+        raise NotImplementedError
+
     def average(self, total: Any, count: int) -> Any:
         """``total / count`` as AVG would have it, of a total that SUM made; no I/O."""
         return total / count
@@ -556,6 +609,11 @@ class Engine:
         None where the counter follows explicit ids by itself.
         """
         return []
+
+
+def inline_names(columns: Sequence[InlineColumn]) -> list[str]:
+    """The names by which a statement finds the columns that it is handed."""
+    return [f"c{at}" for at in range(len(columns))]
 
 
 def execute(cursor: Any, sql: str, params: Any) -> None:

@@ -14,7 +14,15 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from dbfleet.engines.base import Engine
+from dbfleet.engines.base import (
+    INLINE,
+    Engine,
+    GatheredRows,
+    InlineColumn,
+    NotCarried,
+    Row,
+    inline_names,
+)
 
 #: types whose values Python compares as the server does: bool, bytea, int8, int2,
 #: int4, oid, float4, float8, date, time, timestamp, timestamptz, interval, numeric,
@@ -22,6 +30,23 @@ from dbfleet.engines.base import Engine
 _DIRECT = frozenset(
     {16, 17, 20, 21, 23, 26, 700, 701, 1082, 1083, 1114, 1184, 1186, 1700, 2950}
 )
+#: types whose values come back as they were sent; one of interval may count in months
+_CARRIED = {
+    16: "boolean",
+    17: "bytea",
+    20: "bigint",
+    21: "smallint",
+    23: "integer",
+    25: "text",
+    701: "double precision",
+    1043: "varchar",
+    1082: "date",
+    1083: "time",
+    1114: "timestamp",
+    1184: "timestamptz",
+    1700: "numeric",
+    2950: "uuid",
+}
 #: text and varchar
 _TEXT = frozenset({25, 1043})
 #: a numeric holds 131072 digits before the point and 16383 behind it
@@ -36,6 +61,8 @@ class PostgreSQLMerging(Engine):
 
     nulls_are_largest: ClassVar[bool] = True
     has_one_collation: ClassVar[bool] = True
+    can_finish: ClassVar[bool] = True
+    uncarried: ClassVar[frozenset[str]] = frozenset({"DurationField"})
 
     def comparison(self, described: Any) -> str | None:
         if described.type_code in _DIRECT:
@@ -67,6 +94,24 @@ class PostgreSQLMerging(Engine):
             home, "SELECT t FROM unnest(%s::text[]) AS u(t) ORDER BY t", [list(texts)]
         )
         return {row[0]: at for at, row in enumerate(rows)}
+
+    def finish(
+        self,
+        home: Any,
+        columns: Sequence[InlineColumn],
+        rows: Sequence[Row],
+        sql: str,
+        params: Sequence[Any],
+    ) -> GatheredRows:
+        kinds = [_CARRIED.get(column.described.type_code) for column in columns]
+        if None in kinds:
+            raise NotCarried(f"column {kinds.index(None) + 1} has a type of its own")
+        # An array's values have the type of its elements, a numeric's scale included.
+        arrays = ", ".join(f"%s::{kind}[]" for kind in kinds)
+        names = ", ".join(inline_names(columns))
+        lists = [[row[at] for row in rows] for at in range(len(columns))]
+        head = f"WITH {INLINE} ({names}) AS (SELECT * FROM unnest({arrays}))"
+        return self.answer(home, f"{head} {sql}", [*lists, *params])
 
     def average(self, total: Any, count: int) -> Any:
         if isinstance(total, float):

@@ -11,7 +11,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dbfleet.engines.base import FragmentSpec, GatheredRows, Overflow, Row
+from django.db.utils import DataError
+
+from dbfleet.engines.base import (
+    INLINE,
+    FragmentSpec,
+    GatheredRows,
+    InlineColumn,
+    Overflow,
+    Row,
+    inline_names,
+)
 from dbfleet.engines.counter import CommitCounter
 
 
@@ -32,6 +42,7 @@ class SQLiteEngine(CommitCounter):
     gathers_at_home: ClassVar[bool] = False
     has_binary_text_equality: ClassVar[bool] = True
     has_one_collation: ClassVar[bool] = True
+    can_finish: ClassVar[bool] = True
     # Django computes them by Python's statistics.
     has_null_samples: ClassVar[bool] = False
 
@@ -68,6 +79,38 @@ class SQLiteEngine(CommitCounter):
 
     def average(self, total: Any, count: int) -> Any:
         return float(total) / count
+
+    def as_stored(self, sql: str) -> str:
+        return f"+{sql}"
+
+    def finish(
+        self,
+        home: Any,
+        columns: Sequence[InlineColumn],
+        rows: Sequence[Row],
+        sql: str,
+        params: Sequence[Any],
+    ) -> GatheredRows:
+        # A computed value has no type but its own, and no affinity.
+        declared = [
+            name
+            if one.source is None
+            else f"{name} {self._declared(home, *one.source)}"
+            for name, one in zip(inline_names(columns), columns, strict=True)
+        ]
+        scratch = home.scratch()
+        marks = ", ".join(["%s"] * len(columns))
+        self.run(scratch, f"CREATE TABLE {INLINE} ({', '.join(declared)})").close()
+        try:
+            with scratch.wrap_database_errors:
+                cursor = scratch.create_cursor()
+                cursor.executemany(f"INSERT INTO {INLINE} VALUES ({marks})", rows)
+                cursor.close()
+            return self.answer(scratch, sql, params)
+        except OverflowError:
+            raise DataError("integer overflow of a sum over shards") from None
+        finally:
+            self.run(scratch, f"DROP TABLE {INLINE}").close()
 
     # -- gather ---------------------------------------------------------------
 
@@ -145,8 +188,15 @@ class SQLiteEngine(CommitCounter):
 
     def _table_sql(self, home: Any, fragment: FragmentSpec) -> str:
         """A bare table with the declared types and collations of the real one."""
+        columns = ", ".join(
+            f"{quote_name(name)} {self._declared(home, fragment.table, name)}"
+            for name in fragment.columns
+        )
+        return f"CREATE TABLE {quote_name(fragment.table)} ({columns})"
+
+    def _declared(self, home: Any, table: str, column: str) -> str:
+        """The declared type and collation of a column; cached until DDL."""
         cache: dict[str, dict[str, str]] = home.catalogue
-        table = fragment.table
         if table not in cache:
             info = self.fetch(home, f"PRAGMA table_xinfo({quote_name(table)})")
             with home.wrap_database_errors:
@@ -155,7 +205,7 @@ class SQLiteEngine(CommitCounter):
                 cursor.close()
             cache[table] = {
                 row[1]: " ".join(
-                    [quote_name(row[1]), row[2]]
+                    [row[2]]
                     + (
                         [f"COLLATE {collations[row[1]]}"]
                         if collations.get(row[1])
@@ -164,8 +214,7 @@ class SQLiteEngine(CommitCounter):
                 )
                 for row in info
             }
-        columns = ", ".join(cache[table][name] for name in fragment.columns)
-        return f"CREATE TABLE {quote_name(table)} ({columns})"
+        return cache[table][column]
 
     def canonical_text(
         self, column_sql: str, db_type: str | None, collation: str | None = None

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from dbfleet import conf
-from dbfleet.engines import GatheredRows
+from dbfleet.engines import GatheredRows, InlineColumn, NotCarried
 from dbfleet.errors import PageTooDeep
 from dbfleet.executor import fanout, selfcheck
 from dbfleet.executor.budget import Budget
@@ -97,7 +97,7 @@ class Merger:
             selfcheck.check(
                 self.wrapper.alias,
                 self.merge,
-                {column.at for column in self._compared() if column.is_text},
+                self._loose(),
                 partial(self._run, sql, params),
                 partial(self.gathered, sql, params),
                 found,
@@ -111,12 +111,14 @@ class Merger:
         fetched = len(rows)
         try:
             ranks = self.ranks(rows, description)
+            if self.partial is not None:
+                average = self.wrapper.engine.average
+                rows = combined(rows, self.partial, ranks, average)
+                if self.partial.finish is not None:
+                    return self._finished(rows, description, fetched)
         except NotAsDeclared as problem:
             events.emit("rerouted", alias=self.wrapper.alias, reason=str(problem))
             return self.gathered(sql, params)
-        if self.partial is not None:
-            average = self.wrapper.engine.average
-            rows = combined(rows, self.partial, ranks, average)
         rows = in_order(rows, self.merge.keys, ranks)
         if self.merge.distinct is not None:
             rows = Distinct(self.merge.distinct, self.merge.keys).first_of(rows, ranks)
@@ -126,6 +128,34 @@ class Merger:
             rows = [row[:width] for row in rows]
             description = description[:width]
         return GatheredRows(rows, description, len(rows), fetched, [self.shard_sql[0]])
+
+    def _loose(self) -> frozenset[int]:
+        """Columns of the answer where any of several equal texts may stand."""
+        if self.partial is not None and self.partial.finish is not None:
+            return self.partial.finish.loose
+        return frozenset(one.at for one in self._compared() if one.is_text)
+
+    def _finished(
+        self, groups: list[Row], description: Any, fetched: int
+    ) -> GatheredRows:
+        """What a database makes of the combined groups; one round trip to home."""
+        assert self.partial is not None
+        finish, engine = self.partial.finish, self.wrapper.engine
+        assert finish is not None
+        columns = [
+            InlineColumn(description[one.at], one.is_text, one.source)
+            for one in finish.carried
+        ]
+        rows = [tuple(row[one.at] for one in finish.carried) for row in groups]
+        home = self.routing.node(HOME, is_write=False) if engine.is_local else None
+        try:
+            found: GatheredRows = engine.finish(
+                home or self._reader(HOME), columns, rows, finish.sql, finish.params
+            )
+        except NotCarried as problem:
+            raise NotAsDeclared(str(problem)) from None
+        found.fetched_rows = fetched
+        return found
 
     # -- the shards ---------------------------------------------------------------
 

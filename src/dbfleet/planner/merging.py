@@ -112,7 +112,7 @@ class Columns:
 
     def at(self, expression: Any) -> int:
         """Where a value stands; appended if nothing like it is selected."""
-        return self.at_sql(expression, self._compiled(expression))
+        return self.at_sql(expression, self.compiled(expression))
 
     def at_sql(self, expression: Any, sql: Sql) -> int:
         if sql in self.sql:
@@ -121,7 +121,8 @@ class Columns:
         self.expressions.append(expression)
         return len(self.sql) - 1
 
-    def _compiled(self, expression: Any) -> Sql:
+    def compiled(self, expression: Any) -> Sql:
+        """An expression as it would be selected."""
         try:
             sql, params = self.compiler.compile(expression)
             sql, params = expression.select_format(self.compiler, sql, params)
@@ -138,11 +139,7 @@ class Columns:
 
 def comparison_of(facts: Facts, expression: Any) -> tuple[str, Any]:
     """``"direct"`` or ``"text"`` with the column whose collation it has, if one."""
-    field: Any = getattr(expression, "_output_field_or_none", None)
-    if field is None:
-        raise Unproved(f"nothing is known of the type of {type(expression).__name__}")
-    while field.remote_field:
-        field = field.target_field
+    field = _field_of(expression)
     kind = field.get_internal_type()
     is_plain = type(field).db_type is Field.db_type
     if is_plain and kind in _DIRECT:
@@ -152,6 +149,20 @@ def comparison_of(facts: Facts, expression: Any) -> tuple[str, Any]:
     if is_plain and kind == "UUIDField" and facts.engine.has_binary_text_equality:
         return "direct", None
     raise Unproved(f"values of a {kind} are compared by the server alone")
+
+
+def kind_of(expression: Any) -> str:
+    """The kind of field that has the values of an expression."""
+    return str(_field_of(expression).get_internal_type())
+
+
+def _field_of(expression: Any) -> Any:
+    field: Any = getattr(expression, "_output_field_or_none", None)
+    if field is None:
+        raise Unproved(f"nothing is known of the type of {type(expression).__name__}")
+    while field.remote_field:
+        field = field.target_field
+    return field
 
 
 def _collation_source(facts: Facts, expression: Any) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.db.models import (
@@ -28,7 +28,7 @@ from django.db.models.functions import Coalesce
 
 from dbfleet import lexer
 from dbfleet.planner.colocation import Spread, Unproved
-from dbfleet.planner.merging import Column, Columns, Merge, bare, order_of
+from dbfleet.planner.merging import Column, Columns, Merge, bare, kind_of, order_of
 from dbfleet.planner.repeatable import parts_of
 from dbfleet.planner.uses import Facts, Statement
 
@@ -70,17 +70,34 @@ class Combine:
 
 
 @dataclass(frozen=True, slots=True)
+class Finish:
+    """A SELECT that one database runs over the combined groups."""
+
+    #: what it is handed; each with the stored column whose values it has, if one
+    carried: tuple[Column, ...]
+    sql: str = field(repr=False)
+    params: tuple[Any, ...] = field(default=(), repr=False)
+    #: columns of the answer that are made of texts, of which equal ones may differ
+    loose: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Partial:
-    """Groups of all shards are brought together by ``groups``, then merged."""
+    """Groups of all shards are brought together by ``groups``, then merged, or
+    finished by a database."""
 
     merge: Merge
     groups: tuple[Column, ...]
     combines: tuple[Combine, ...]
+    #: columns of the answer that shards need not compute
+    blank: frozenset[int] = frozenset()
+    finish: Finish | None = None
 
     def describe(self) -> str:
         kinds = ", ".join(combine.kind for combine in self.combines)
         by = ", ".join(str(column.at + 1) for column in self.groups)
-        return f"{kinds}{f' by column {by}' if by else ''}; {self.merge.describe()}"
+        then = self.merge.describe() if self.finish is None else "finished by home"
+        return f"{kinds}{f' by column {by}' if by else ''}; {then}"
 
 
 def aggregates(statement: Statement) -> bool:
@@ -112,10 +129,6 @@ def _fix_shard(expressions: Iterable[Any], spread: Spread) -> bool:
 def partial_of(facts: Facts, statement: Statement, spread: Spread) -> Partial:
     """How the aggregates of a statement are combined; raises Unproved."""
     query, shape = statement.outer.query, statement.outer.shape
-    if query.distinct:
-        raise Unproved("it keeps distinct ones of what is aggregated")
-    if shape.has_having:
-        raise Unproved("its HAVING looks at groups of all shards")
     if query is not spread.block.query:
         _check_inner(spread)
     columns = Columns(facts, statement)
@@ -128,7 +141,7 @@ def partial_of(facts: Facts, statement: Statement, spread: Spread) -> Partial:
     for at in dict.fromkeys([*range(columns.width), *(key.column.at for key in keys)]):
         expression = columns.expressions[at]
         if getattr(expression, "contains_aggregate", False):
-            combines.append(_combine(columns, spread, at))
+            combines.append(combine_of(columns, spread, at))
         elif at not in groups and not isinstance(expression, Value):
             raise Unproved("a column is neither grouped by nor aggregated")
     merge = Merge(
@@ -152,7 +165,8 @@ def _check_inner(spread: Spread) -> None:
         raise Unproved("it aggregates rows that are chosen over all shards")
 
 
-def _combine(columns: Columns, spread: Spread, at: int) -> Combine:
+def combine_of(columns: Columns, spread: Spread, at: int) -> Combine:
+    """How the aggregate of a column is combined; raises Unproved."""
     expression, own = columns.expressions[at], at
     if isinstance(expression, Coalesce):
         expression, *others = expression.get_source_expressions()
@@ -212,10 +226,7 @@ def _check_number(columns: Columns, aggregate: Any, kinds: AbstractSet[str]) -> 
     source = aggregate.get_source_expressions()[0]
     if has_hidden_digits(columns.facts, source):
         raise Unproved("a quotient has more digits than its server shows")
-    field = getattr(source, "_output_field_or_none", None)
-    while field is not None and field.remote_field:
-        field = field.target_field
-    if field is None or field.get_internal_type() not in kinds:
+    if kind_of(source) not in kinds:
         raise Unproved(f"{type(aggregate).__name__} of what is no plain number")
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from dbfleet.errors import RouteRefused
 from dbfleet.planner.colocation import Unproved, spread_of
+from dbfleet.planner.finals import aggregate_of
 from dbfleet.planner.fragments import fragment_of
 from dbfleet.planner.lookups import Lookups
 from dbfleet.planner.merging import merge_of
-from dbfleet.planner.partials import aggregates, is_grouped_by_shard, partial_of
+from dbfleet.planner.partials import aggregates, is_grouped_by_shard
 from dbfleet.planner.route import HOME, Intent, Route, Rung
 from dbfleet.planner.tables import Table
 from dbfleet.planner.uses import Facts, Statement, Use, uses_of
@@ -71,7 +72,7 @@ def _spread(
     if aggregates(statement) and statement.locking:
         raise Unproved("it locks rows that it aggregates")
     if aggregates(statement) and not is_grouped_by_shard(statement, spread):
-        rung, merge = Rung.PARTIAL, partial_of(facts, statement, spread)
+        rung, merge = Rung.PARTIAL, aggregate_of(facts, statement, spread)
         reason = "each shard aggregates its own rows"
     else:
         rung, merge = Rung.MERGE, merge_of(facts, statement, spread)
