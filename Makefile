@@ -13,9 +13,12 @@ ENGINE ?= postgresql
 SHARDS ?= 3
 APPS ?=
 BOUNDED ?=
-# make differential: FORCE=gather takes no other rung; SHARDS=1,2,3,7 fleets of so many
+# make differential: SEEDS=1,2,3 or 1-20 are runs of their own, JOBS of them at once;
+# FORCE=gather takes no other rung, FORCE=scatter asks every shard; SHARDS=1,2,3,7 fleets
 COUNT ?= 500
 FORCE ?=
+SEEDS ?=
+JOBS ?= 1
 # make differential, make faults
 SEED ?=
 # make faults
@@ -57,9 +60,10 @@ conformance: $(VENV)/.test ## Django's own tests (ALIAS ENGINE SHARDS APPS BOUND
 		$(if $(APPS),--apps $(APPS)) $(if $(BOUNDED),--bounded)
 
 .PHONY: differential
-differential: $(VENV)/.test ## random querysets, one database v fleets (COUNT SEED ENGINE FORCE)
+differential: $(VENV)/.test ## random querysets, one database v fleets (COUNT SEED SEEDS JOBS ENGINE FORCE)
 	@$(BIN)/python -m tests.differential --count $(COUNT) --engine $(ENGINE) \
 		$(if $(SEED),--seed $(SEED)) $(if $(FORCE),--force $(FORCE)) \
+		$(if $(SEEDS),--seeds $(SEEDS) --jobs $(JOBS)) \
 		$(if $(filter command line,$(origin SHARDS)),--shards $(SHARDS))
 
 .PHONY: faults

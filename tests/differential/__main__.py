@@ -7,31 +7,36 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
 import secrets
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from tests.differential.several import LAST_LINE, run_all, seeds_of, shown
+
 ENGINES = ("postgresql", "mariadb", "sqlite")
 #: cases of a bounded run, by engine
 BOUNDED = {"postgresql": 450, "sqlite": 450}
-LAST_LINE = "differential: {} querysets, {} mismatches, {} refused"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print the findings and the totals; 1 if anything differed."""
+    argv = sys.argv[1:] if argv is None else argv
     given = arguments(argv)
     seed = secrets.randbelow(10**6) if given.seed is None else given.seed
-    if given.bounded:
-        return bounded(seed)
+    if given.bounded or given.seeds:
+        return run_all(runs_of(given, argv, seed), given.jobs)
     print(f"differential: engine {given.engine}, seed {seed}", flush=True)
     from tests.differential.fleet import serve
 
     rungs: Counter[str] = Counter()
-    with serve(given.engine, given.shards) as fleet, counted(rungs), forced(given):
+    whys: Counter[str] = Counter()
+    with (
+        serve(given.engine, given.shards) as fleet,
+        counted(rungs, whys),
+        forced(given.force),
+    ):
         from tests.differential.runner import Run
 
         run = Run(fleet, seed, is_short=given.until_mismatch)
@@ -40,21 +45,41 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{failed} failed on the plain database as well, most often:")
     for reason, times in totals.failures.most_common(5):
         print(f"  {times} times: {reason}")
-    print("by rung:", ", ".join(f"{name} {n}" for name, n in rungs.most_common()))
+    print(shown(rungs))
+    for reason, times in whys.most_common(10):
+        print(f"gathered {times} times: {reason}")
     for reason, times in totals.reasons.most_common(20):
         print(f"refused {times} times: {reason}")
     print(LAST_LINE.format(totals.querysets, totals.mismatches, totals.refused))
     return 1 if totals.mismatches else 0
 
 
+def runs_of(
+    given: argparse.Namespace, argv: list[str], seed: int
+) -> list[tuple[str, ...]]:
+    """The arguments of each run; later ones win."""
+    engines = BOUNDED if given.bounded else {given.engine: given.count}
+    own = [one for one in argv if one != "--bounded"]
+    return [
+        (*own, "--seeds", "", "--seed", str(one), "--engine", engine, "--count",
+         str(count))
+        for engine, count in engines.items()
+        for one in given.seeds or [seed]
+    ]  # fmt: skip
+
+
 @contextlib.contextmanager
-def counted(rungs: Counter[str]) -> Iterator[None]:
-    """Count the SELECTs of the fleets by how they were carried out."""
+def counted(rungs: Counter[str], whys: Counter[str]) -> Iterator[None]:
+    """Count the SELECTs of the fleets by how they were carried out, and what kept
+    those that were gathered from other rungs."""
     from dbfleet.observe import events
 
     def note(event: Any) -> None:
         if event.name == "routed" and event.fields["route"].intent == "read":
-            rungs[str(event.fields["route"].rung)] += 1
+            route = event.fields["route"]
+            rungs[str(route.rung)] += 1
+            if route.rung == "gather":
+                whys[route.reason.rpartition(", and ")[2]] += 1
         if event.name == "rerouted":
             rungs["gathered for a server's types"] += 1
 
@@ -62,11 +87,13 @@ def counted(rungs: Counter[str]) -> Iterator[None]:
         yield
 
 
-def forced(given: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+def forced(name: str | None) -> contextlib.AbstractContextManager[None]:
     """The rungs that the command line leaves."""
-    from dbfleet.planner.forced import gathering
+    from dbfleet.planner.forced import gathering, scattering
 
-    return gathering() if given.force == "gather" else contextlib.nullcontext()
+    if name is None:
+        return contextlib.nullcontext()
+    return gathering() if name == "gather" else scattering()
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -74,6 +101,17 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.differential")
     parser.add_argument("--count", type=int, default=500, help="querysets to try")
     parser.add_argument("--seed", type=int, help="a printed seed, to repeat a run")
+    parser.add_argument(
+        "--seeds",
+        type=lambda given: seeds_of(given) if given else [],
+        help="several, each a run of its own: 1,2,3 or 1-20",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs side by side, at most one for each processor",
+    )
     parser.add_argument("--engine", choices=ENGINES, default="postgresql")
     parser.add_argument(
         "--shards",
@@ -88,36 +126,14 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--force",
         choices=("gather", "scatter"),
-        default="scatter",
-        help="gather: take no other rung for rows of several shards",
+        help="gather: take no other rung for rows of several shards; scatter: ask "
+        "every shard, also where filters name one (default: as planned)",
     )
     parser.add_argument("--round", type=int, help="only this round of a run")
     parser.add_argument(
         "--bounded", action="store_true", help="a short run on PostgreSQL and SQLite"
     )
     return parser.parse_args(argv)
-
-
-def bounded(seed: int) -> int:
-    """Both engines, one after the other, each in a process of its own."""
-    sums = [0, 0, 0]
-    for engine, count in BOUNDED.items():
-        command = [
-            sys.executable, "-m", "tests.differential", "--engine", engine,
-            "--count", str(count), "--seed", str(seed),
-        ]  # fmt: skip
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        body, _, last = done.stdout.rstrip().rpartition("\n")
-        print(body, flush=True)
-        pattern = re.escape(LAST_LINE).replace(r"\{\}", r"(\d+)")
-        found = re.fullmatch(pattern, last)
-        if found is None:
-            print(last)
-            print(f"differential: {engine} ended with status {done.returncode}")
-            return 1
-        sums = [total + int(n) for total, n in zip(sums, found.groups(), strict=True)]
-    print(LAST_LINE.format(*sums))
-    return 1 if sums[1] else 0
 
 
 if __name__ == "__main__":

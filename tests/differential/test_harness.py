@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from tests.differential.several import seeds_of
 from tests.differential.source import Code, call, chain, either, text
 
 RUN = """
@@ -108,6 +109,77 @@ def test_a_seed_repeats_a_run() -> None:
     first, second = (run(count=30, seed=11) for _ in range(2))
     assert first.stdout == second.stdout
     assert "seed 11" in first.stdout
+
+
+def test_several_seeds_are_summed_up() -> None:
+    """Each seed is a run of its own; a mismatch of one fails them all."""
+    done = run("", "--seeds", "3,5-6", "--jobs", "2", count=20)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for seed in (3, 5, 6):
+        assert f"differential: engine sqlite, seed {seed}\n" in done.stdout
+    *_, rungs, last = done.stdout.rstrip().splitlines()
+    assert rungs.startswith("by rung: ")
+    assert last == "differential: 60 querysets, 0 mismatches, 0 refused"
+
+
+RUN_ALL = """
+import subprocess
+from tests.differential import several
+ends = iter({ends!r})
+def run(arguments):
+    text, status = next(ends)
+    return subprocess.CompletedProcess(["python", "-m", "x", *arguments], status, text)
+several._run = run
+raise SystemExit(several.run_all([("--seed", "1"), ("--seed", "2")], 1))
+"""
+GOOD = "by rung: gather 1, one node 3; 75.0% off the gather rung\n{}"
+
+
+@pytest.mark.parametrize(
+    ("second", "status", "last"),
+    [
+        ("4 querysets, 0 mismatches, 1 refused", 0, "9 querysets, 0 mismatches, 1"),
+        ("4 querysets, 2 mismatches, 0 refused", 1, "9 querysets, 2 mismatches, 0"),
+        ("Killed", 1, "5 querysets, 0 mismatches, 0"),
+    ],
+)
+def test_a_sum_of_runs(second: str, status: int, last: str) -> None:
+    """One mismatch, or one run that broke off, fails all; the last line sums up."""
+    ends = [
+        (GOOD.format("differential: 5 querysets, 0 mismatches, 0 refused\n"), 0),
+        (GOOD.format(f"differential: {second}\n"), status),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL.format(ends=ends)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    lines = done.stdout.rstrip().splitlines()
+    assert lines[-1] == f"differential: {last} refused"
+    assert ("1 broke off" in lines[-3]) is (second == "Killed")
+
+
+@pytest.mark.parametrize("force", ["gather", "scatter"])
+def test_forced_rungs(force: str) -> None:
+    """Gathering merges nothing; scattering merges what it can."""
+    done = run("", "--force", force, count=40)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"^by rung: (.*);", done.stdout, re.MULTILINE)
+    assert found is not None, done.stdout
+    counts = dict(re.findall(r"([a-z ]+) (\d+)", found[1].replace(", ", ",")))
+    merged = {"stream merge", "partial aggregate"} & counts.keys()
+    assert bool(merged) is (force == "scatter"), counts
+
+
+def test_seeds() -> None:
+    """Lists and ranges; none is run twice."""
+    assert seeds_of("7") == [7]
+    assert seeds_of("1,4-6,5") == [1, 4, 5, 6]
+    for wrong in ("", "x", "5-3"):
+        with pytest.raises(ValueError, match=r"seeds|invalid"):
+            seeds_of(wrong)
 
 
 def test_code_shrinks() -> None:

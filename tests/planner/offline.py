@@ -111,6 +111,7 @@ class Fleet:
         *,
         in_transaction: bool = False,
         only_gather: bool = False,
+        only_scatter: bool = False,
     ) -> Route:
         facts = Facts(
             self.topology,
@@ -121,6 +122,7 @@ class Fleet:
             only_gather,
             find_shard=self.find_shard,
             shards_in=self.shards_in,
+            only_scatter=only_scatter,
         )
         return plan_read(facts, statement)
 

@@ -147,6 +147,25 @@ def test_a_route_limited_to_a_shard_leaves_homes_tables_at_home(fleet: Fleet) ->
     assert limited_to(local, "b") == local
 
 
+def test_scattering_asks_every_shard_of_what_is_pinned(fleet: Fleet) -> None:
+    from tests.planner.store.models import Coupon, Customer, Line, Order, Setting
+
+    for queryset, rung in (
+        (Customer.objects.filter(pk=3), Rung.MERGE),
+        (Order.objects.filter(customer=3, customer__name="red"), Rung.MERGE),
+        (Line.objects.filter(order__customer__in=[3, 3]).distinct(), Rung.MERGE),
+        (Coupon.objects.filter(pk=3, customer=3, customer__name="x"), Rung.GATHER),
+    ):
+        statement = fleet.statement(queryset)
+        found = fleet.route_of(statement, only_scatter=True)
+        assert (found.rung, found.clusters) == (rung, SHARDS)
+        assert all(part.clusters == SHARDS for part in found.fragments)
+        pruned = fleet.route_of(statement)
+        assert len(pruned.clusters) < 3 or rung is Rung.GATHER
+    local = fleet.statement(Setting.objects.all())
+    assert fleet.route_of(local, only_scatter=True) == fleet.route_of(local)
+
+
 def test_a_vendor_that_cannot_gather_refuses_with_the_way_out(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

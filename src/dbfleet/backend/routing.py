@@ -84,6 +84,7 @@ class Routing(Binding, ShardRows):
             shards_in=None if self.topology.map is None else self.shards_in,
             learn=partial(self.learn, assigns=False),
             read_epoch=partial(ledger.known_epoch, self.wrapper),
+            only_scatter=forced.only_scatter,
         )
 
     def shard_of(self, fields: tuple[Any, ...], values: tuple[Any, ...]) -> str:
@@ -337,8 +338,8 @@ class Routing(Binding, ShardRows):
 
     def _pinned(self, query: Any) -> Route | None:
         """The route of a query that is known before it is compiled, if it is."""
-        if query.model is None:
-            return None  # it asks for the value of an expression
+        if query.model is None or forced.only_scatter:
+            return None  # it asks for the value of an expression, or all are asked
         opts = query.model._meta
         known = self._simple.get(opts)
         if known is None:

@@ -55,7 +55,9 @@ class Lookups:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self.is_wanted = (
-            facts.keeps_lookups and len(facts.shards) > 1 and not facts.only_gather
+            facts.keeps_lookups
+            and len(facts.shards) > 1
+            and not (facts.only_gather or facts.only_scatter)
         )
         self.asks: dict[tuple[str, str], Ask] = {}
         self.used: dict[tuple[str, str], Ask] = {}

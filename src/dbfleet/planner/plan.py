@@ -27,6 +27,8 @@ def plan_read(facts: Facts, statement: Statement) -> Route:
     """Route a SELECT of a sharded alias."""
     lookups = Lookups(facts)
     uses = uses_of(facts, statement, lookups)
+    if facts.only_scatter:
+        uses = [use.unpruned() for use in uses]
     return _with_lookups(lookups, _plan_read(facts, statement, uses))
 
 

@@ -68,6 +68,8 @@ class Facts:
     learn: Learn | None = None
     #: the epoch of the shard map, None while it was not needed
     read_epoch: Callable[[], int | None] = lambda: None
+    #: a SELECT asks every shard, to compare with those that its filters leave
+    only_scatter: bool = False
 
     @property
     def epoch(self) -> int | None:
@@ -144,6 +146,11 @@ class Use:
         if self.is_hidden or any(found is None for _, _, found in self.places):
             return None
         return frozenset().union(*(found or () for _, _, found in self.places))
+
+    def unpruned(self) -> Use:
+        """The same use, its rows looked for on every shard."""
+        places = [(block, occurrence, None) for block, occurrence, _ in self.places]
+        return Use(self.table, [*places], self.is_hidden)
 
 
 def uses_of(
