@@ -6,6 +6,7 @@ import datetime
 import decimal
 import signal
 import uuid
+import zoneinfo
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ def namespace() -> dict[str, Any]:
             datetime=datetime,
             Decimal=decimal.Decimal,
             UUID=uuid.UUID,
+            ZoneInfo=zoneinfo.ZoneInfo,
             steps=steps,
             atomically=atomically,
             careful=careful,

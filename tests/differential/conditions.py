@@ -191,6 +191,9 @@ class Conditions(Schema):
             Code(".filter(", (self.lookup(path),), tail=")", least=1),
             Code(f".values({foreign_key!r})", is_fixed=True),
         ]
+        if not self.folds and self.chance(0.15):  # MariaDB has no such SQL
+            count = self.rng.randrange(1, 4)
+            steps.append(Code(f".order_by({foreign_key!r}, 'pk')[:{count}]"))
         return call("Q", keyword("pk__in", chain_of(label, steps)))
 
     def condition(
@@ -305,7 +308,8 @@ class Conditions(Schema):
         name = self.one(
             ("Year", "Month", "Day", "WeekDay", "Week", "IsoYear", "Quarter")
         )
-        return call(f"Extract{name}", found[0]), "int"
+        zone = [keyword("tzinfo", self.zone())] if found[1] == "moment" else []
+        return call(f"Extract{name}", found[0], *zone), "int"
 
     def _truncated(self, model: Any) -> tuple[Code, str] | None:
         found = self._f(model, "date", "moment")
@@ -314,7 +318,14 @@ class Conditions(Schema):
         names = ["Year", "Quarter", "Month", "Week"]
         if found[1] == "moment":
             names += ["Day", "Hour"]
-        return call(f"Trunc{self.one(names)}", found[0]), found[1]
+        zone = [keyword("tzinfo", self.zone())] if found[1] == "moment" else []
+        return call(f"Trunc{self.one(names)}", found[0], *zone), found[1]
+
+    def zone(self) -> str:
+        """The project's time zone, or another one."""
+        names = ("None", "None", "America/New_York", "Asia/Kathmandu", "Etc/UTC")
+        name = self.one(names)
+        return name if name == "None" else f"ZoneInfo({name!r})"
 
     def _cast(self, model: Any) -> tuple[Code, str] | None:
         source, field, kind = self.one(

@@ -22,7 +22,8 @@ UTC = dt.UTC
 TEXTS = (
     "", "a", "A", "b", "B", "ab", "aB", "á", "ä", "Ä", "e\u0301", "é", "ß", "ss",
     "\u0131", "İ", "i", "I", "%", "_", "a%b", "a_b", "\\", "'", '"', "a b", " a", "a ",
-    "z", "Z", "10", "9", "日本", "😀", "null", "line\nbreak", "tab\t", "{a}", "%s",
+    "a  ", "A ", " ", "z", "Z", "10", "9", "日本", "😀", "null",
+    "line\nbreak", "tab\t", "{a}", "%s",
 )  # fmt: skip
 #: no two of them are equal under any collation in use
 NAMES = tuple(
@@ -36,8 +37,10 @@ DECIMALS = tuple(
         Decimal, ("-1.50", "-0.01", "0.00", "0.10", "1.00", "1.00", "9.99", "100000.25")
     )
 )
+#: of a column that has more digits than the others
+FINE = (*DECIMALS, *map(Decimal, ("-0.0001", "1.0000", "1.0001", "9.9900", "0.125")))
 # Multiples of a quarter: sums are the same in any order.
-FLOATS = (-2.5, -0.25, 0.0, 0.5, 0.5, 1.0, 3.75, 1e6)
+FLOATS = (-2.5, -0.25, -0.0, 0.0, 0.5, 0.5, 1.0, 3.75, 1e6)
 DATES = (
     dt.date(1969, 12, 31), dt.date(1999, 12, 31), dt.date(2020, 2, 29),
     dt.date(2023, 1, 1), dt.date(2023, 1, 1), dt.date(2024, 6, 30),
@@ -87,6 +90,9 @@ class Maker:
         self.rng, self.engine = rng, engine
         #: the same few values for many rows, now and then
         self.scale = rng.choice((0.0, 0.15, 0.5, 1.0, 1.0, 1.0, 2.0))
+        #: how often one key of a table is the one that is referred to: with nearly all
+        #: rows of one parent, one shard has them and others are empty
+        self.lean = rng.choice((0.3, 0.3, 0.3, 0.9))
         self.rows: Rows = {label: [] for label in LABELS}
 
     def maybe(self, value: Any) -> Any:
@@ -113,7 +119,7 @@ class Maker:
         keys = self.of(label, column)
         if not keys:
             return None
-        return keys[0] if self.rng.random() < 0.3 else self.one(keys)
+        return keys[0] if self.rng.random() < self.lean else self.one(keys)
 
     def make(self) -> Rows:
         """Fill every table."""
@@ -252,7 +258,7 @@ class Maker:
             yield {
                 "id": pk, "shop_id": shop, "product_id": product,
                 "quantity": self.maybe(self.one(INTEGERS)),
-                "cost": self.maybe(self.one(DECIMALS)),
+                "cost": self.maybe(self.one(FINE)),
             }  # fmt: skip
 
     def _comment(self) -> Iterator[Row]:

@@ -168,7 +168,7 @@ class Stock(models.Model):
     shop = models.ForeignKey(Shop, models.CASCADE, related_name="stocks")
     product = models.ForeignKey(Product, models.CASCADE, related_name="stocks")
     quantity = models.IntegerField(null=True)
-    cost = models.DecimalField(max_digits=12, decimal_places=2, null=True)
+    cost = models.DecimalField(max_digits=14, decimal_places=4, null=True)
 
     class Meta:
         app_label = "differential"

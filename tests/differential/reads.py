@@ -33,17 +33,21 @@ class Reads(Conditions):
 
     def case(self) -> Case:
         """A random read."""
-        makers = [self._instances] * 6 + [self._values] * 4 + [self._grouped] * 4
-        makers += [self._aggregated] * 2 + [self._combined] * 2
-        makers += [self._dates, self._locked]
-        if self.engine == "postgresql":
-            makers.append(self._distinct_on)
-        found: Case = self.one(makers)()
+        found: Case = self.one(self.makers())()
         if self.chance(0.1):
             inside = Code("atomically(lambda: ", (found.code,), tail=")()[0]", least=1)
             if not found.expected.is_ordered and not found.expected.keys:
                 return Case(inside, found.expected)
         return found
+
+    def makers(self) -> list[Any]:
+        """What makes cases, the commoner ones more often."""
+        makers = [self._instances] * 6 + [self._values] * 4 + [self._grouped] * 4
+        makers += [self._aggregated] * 2 + [self._combined] * 2
+        makers += [self._dates, self._locked]
+        if self.engine == "postgresql":
+            makers.append(self._distinct_on)
+        return makers
 
     # -- the beginning of every chain ----------------------------------------------
 
@@ -386,6 +390,8 @@ class Reads(Conditions):
         if model.__name__ == "Category":
             steps.append(Code(".order_by()", is_fixed=True))
         shown = f".values_list({', '.join(map(repr, names))})"
+        if self.engine != "sqlite" and self.chance(0.15):  # SQLite has no such SQL
+            shown += f".order_by('pk'){self._sliced()}"
         steps.append(Code(shown, is_fixed=True))
         return Code(
             f"{model.__name__}.objects.all()", tuple(steps), glue="", is_fixed=True
@@ -406,7 +412,8 @@ class Reads(Conditions):
         steps, _ = self._narrowed(model, multi=self.chance(0.3), wide=False)
         kind = "datetimes" if field in ("placed", "added") else "dates"
         order = self.one(("'ASC'", "'DESC'"))
-        end = f".{kind}({field!r}, {self.one(parts)!r}, {order})"
+        zone = f", tzinfo={self.zone()}" if kind == "datetimes" else ""
+        end = f".{kind}({field!r}, {self.one(parts)!r}, {order}{zone})"
         steps.append(Code(end, is_fixed=True))
         code = Code(f"{name}.objects.all()", tuple(steps), glue="")
         return self._rows(call("list", code), ordered=True)

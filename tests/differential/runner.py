@@ -19,7 +19,7 @@ from tests.differential.cases import Case, run
 from tests.differential.compare import Outcome, difference
 from tests.differential.data import LABELS, Rows, load, model_of, snapshot
 from tests.differential.fleet import AUTOMATIC, PLAIN, Fleet
-from tests.differential.reads import Reads
+from tests.differential.shapes import Shapes
 from tests.differential.shrink import smaller_case, smaller_rows
 from tests.differential.writes import Writes
 
@@ -92,7 +92,7 @@ class Run:
         for number in range(READS):
             if self._is_done(count):
                 return
-            case = Reads(self._rng("read", number), rows, self.fleet.engine).case()
+            case = Shapes(self._rng("read", number), rows, self.fleet.engine).case()
             self._check_read(case, rows)
         for number in range(SCRIPTS):
             if self._is_done(count):

@@ -29,7 +29,7 @@ _VALUES: dict[str, tuple[Any, ...]] = {
 STARTS = (
     "Customer", "Customer", "Customer", "Order", "Order", "Order", "Line", "Line",
     "Product", "Product", "Product", "Category", "Tag", "Shop", "Place", "Stock",
-    "Profile", "Country", "Setting", "Comment",
+    "Profile", "Country", "Setting", "Comment", "Product_tags", "Customer_favorites",
 )  # fmt: skip
 
 

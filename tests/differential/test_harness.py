@@ -57,6 +57,38 @@ from dbfleet.sharding.claims import Claims
 Claims.release = lambda self, *args, **kwargs: None
 """
 
+MISPLACES_NULLS = """
+import dataclasses
+from dbfleet.planner import merging, partials
+right = merging.order_of
+def order_of(facts, columns):
+    keys = right(facts, columns)
+    return tuple(dataclasses.replace(k, nulls_first=not k.nulls_first) for k in keys)
+merging.order_of = partials.order_of = order_of
+"""
+ADDS_UP_DISTINCT_VALUES = """
+from dbfleet.planner import partials
+partials._check_distinct = lambda *args: None
+"""
+TRUSTS_EVERY_WINDOW = """
+from dbfleet.planner import colocation
+colocation._check_windows = lambda *args: None
+"""
+#: what cases have to be made of, as regular expressions over their source
+SHAPES = r"""
+\.union\(  \.intersection\(  \.difference\(  all=True  \.distinct\(\)  \.dates\(
+\.datetimes\(  tzinfo=ZoneInfo  \.first\(\)  \.last\(\)  \.earliest\(  \.latest\(
+\.reverse\(\)  \.get\(  \.exists\(\)  \.count\(\)  \.contains\(  \.in_bulk\(\)
+\.in_bulk\(\[  field_name=  \.iterator\(chunk_size=  nulls_first=True  nulls_last=True
+select_related  prefetch_related  Prefetch\(  to_attr  \.only\(  \.defer\(
+locked\(  Exists\(  ~Exists\(  Subquery\(  OuterRef\(  FilteredRelation
+Window\(  partition_by=  RowRange  Case\(  Coalesce\(  Cast\(  StdDev\(  Avg\(
+distinct=True  filter=  default=  \.aggregate\(  e=\(?F\('a\d'\)  e__gt  \(a0__
+attributes__a|options__a  has_key  \.exclude\(  Q\(.*\^  \[\d?:\d\]  \[\d:\]
+\.distinct\('  Product_tags\.objects  Customer_favorites\.objects
+Shop\.objects  Stock\.objects
+"""
+
 
 def run(
     bug: str = "", *flags: str, **options: object
@@ -92,8 +124,20 @@ def test_agrees_without_a_bug() -> None:
         IGNORES_DISTINCT,
         LOSES_THE_ORDER,
         FORGETS_CLAIMS,
+        MISPLACES_NULLS,
+        ADDS_UP_DISTINCT_VALUES,
+        TRUSTS_EVERY_WINDOW,
     ],
-    ids=["shard", "nullable", "distinct", "order", "claims"],
+    ids=[
+        "shard",
+        "nullable",
+        "distinct",
+        "order",
+        "claims",
+        "nulls",
+        "distinct sums",
+        "windows",
+    ],
 )
 def test_finds(bug: str) -> None:
     """A seeded bug is found, shrunk and printed as code with its rows."""
@@ -109,6 +153,36 @@ def test_a_seed_repeats_a_run() -> None:
     first, second = (run(count=30, seed=11) for _ in range(2))
     assert first.stdout == second.stdout
     assert "seed 11" in first.stdout
+
+
+CASES = """
+import random, sys
+from tests.differential.fleet import serve
+with serve("sqlite", [1]):
+    from tests.differential import data
+    from tests.differential.shapes import Shapes
+    for number in range(4000):
+        chance = random.Random(f"{seed}/{{number // 200}}")
+        if number % 200 == 0:
+            rows = data.Maker(chance, {engine!r}).make()
+        print(repr(str(Shapes(random.Random(number), rows, {engine!r}).case().code)))
+"""
+
+
+def test_every_shape_is_made() -> None:
+    """The grammar reaches all that it is meant to reach; not what a run happened to."""
+    done = subprocess.run(
+        [sys.executable, "-c", CASES.format(engine="postgresql", seed=3)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    made = done.stdout.splitlines()
+    assert len(made) == 4000, done.stderr
+    counts = {shape: sum(map(bool, map(re.compile(shape).search, made)))
+              for shape in SHAPES.split()}  # fmt: skip
+    assert {shape: n for shape, n in counts.items() if n < 3} == {}
 
 
 def test_several_seeds_are_summed_up() -> None:
