@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.conformance import compare, report
@@ -52,6 +52,8 @@ class Options:
     alias: str
     engine: str
     shards: int
+    #: one run with each
+    shard_counts: tuple[int, ...]
     django: str
     labels: list[str]
     whole_apps: list[str]
@@ -65,7 +67,8 @@ class Options:
 
     @property
     def name(self) -> str:
-        return f"{self.alias}-{self.engine}-{self.django}"
+        many = f"-{self.shards}" if len(self.shard_counts) > 1 else ""
+        return f"{self.alias}-{self.engine}-{self.django}{many}"
 
     @property
     def path(self) -> Path:
@@ -78,7 +81,12 @@ def parse(arguments: list[str]) -> Options:
     aliases = ("cluster", "sharded", "placement", "plain")
     parser.add_argument("--alias", choices=aliases, default="sharded")
     parser.add_argument("--engine", choices=compare.ENGINES, default="postgresql")
-    parser.add_argument("--shards", type=int, default=3)
+    parser.add_argument(
+        "--shards",
+        type=lambda given: [int(number) for number in given.split(",")],
+        default=[3],
+        help="of a sharded alias; 1,2,8: a run with each",
+    )
     parser.add_argument("--django", choices=sorted(MINIMUM_PYTHON))
     parser.add_argument("--apps", nargs="+", help="Django's test apps")
     parser.add_argument("--tests", nargs="+", help="single test labels")
@@ -93,7 +101,7 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("--python", help="a Python that has Django and the drivers")
     parser.add_argument("--django-source", help="an unpacked source distribution")
     given = parser.parse_args(arguments)
-    if given.shards < 1:
+    if min(given.shards) < 1:
         parser.error("--shards must be at least 1")
     if sum(map(bool, (given.apps, given.tests, given.bounded))) > 1:
         parser.error("give one of --apps, --tests and --bounded")
@@ -105,7 +113,8 @@ def parse(arguments: list[str]) -> Options:
     return Options(
         alias=given.alias,
         engine=given.engine,
-        shards=given.shards,
+        shards=given.shards[0],
+        shard_counts=tuple(given.shards),
         django=given.django or installed_series(),
         labels=words(given.tests) or whole_apps,
         whole_apps=whole_apps,
@@ -246,15 +255,31 @@ def reproduction(options: Options, source: Source) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run, compare, report. 0 if nothing was unexpected."""
+    found: dict[int, compare.Comparison] = {}
     try:
         options = parse(arguments)
         known = compare.read_known(KNOWN_DIFFERENCES.read_text(encoding="utf-8"))
         source = find_source(options.django, options.python, options.django_source)
         check_labels(options, source)
-        plain, subject = execute(options, source)
+        for number in options.shard_counts:
+            one = replace(options, shards=number)
+            if found and options.whole_apps:
+                one = replace(one, baseline=False)  # stored by the first run
+            found[number] = judged(one, source, known)
     except (CannotRun, ValueError) as error:
         print(f"conformance cannot run: {error}", file=sys.stderr)
         return 1
+    if len(found) > 1:
+        for number, comparison in found.items():
+            print(f"{number} shards: {comparison.summary}", flush=True)
+    return 1 if any(comparison.unexpected for comparison in found.values()) else 0
+
+
+def judged(
+    options: Options, source: Source, known: list[compare.KnownDifference]
+) -> compare.Comparison:
+    """One run: what it printed ends with its summary."""
+    plain, subject = execute(options, source)
     applicable = [
         entry
         for entry in known
@@ -277,7 +302,7 @@ def main(arguments: list[str]) -> int:
         print(line)
     print(f"details: {details.relative_to(ROOT)}")
     print(comparison.summary, flush=True)
-    return 1 if comparison.unexpected else 0
+    return comparison
 
 
 if __name__ == "__main__":

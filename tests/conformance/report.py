@@ -76,16 +76,21 @@ def unexpected_lines(comparison: Comparison) -> Iterable[str]:
         )
 
 
-def rungs(subject: Run) -> Iterable[str]:
-    """How a fleet's SELECTs were carried out."""
+def rungs(plain: Run, subject: Run) -> Iterable[str]:
+    """How a fleet's SELECTs were carried out, why not otherwise, and what it took."""
     total = sum(subject.rungs.values())
-    if total:
-        counts = Counter(subject.rungs).most_common()
-        gathered = subject.rungs.get("gather", 0)
-        yield (
-            f"SELECTs by rung: {', '.join(f'{name} {n}' for name, n in counts)}; "
-            f"{1 - gathered / total:.1%} off the gather rung"
-        )
+    if not total:
+        return
+    counts = Counter(subject.rungs).most_common()
+    gathered = subject.rungs.get("gather", 0)
+    yield (
+        f"SELECTs by rung: {', '.join(f'{name} {n}' for name, n in counts)}; "
+        f"{1 - gathered / total:.1%} off the gather rung"
+    )
+    for reason, times in Counter(subject.whys).most_common(MAX_CAUSES):
+        yield f"  gathered {times} times: {reason}"
+    before, after, ratio = timings(plain.total_s, subject.total_s)
+    yield f"time: {after} s beside {before} s on one database, ratio {ratio}"
 
 
 def report(
@@ -93,7 +98,7 @@ def report(
 ) -> Iterable[str]:
     """Every line of the report but the summary."""
     yield from table(plain, subject, subject_name)
-    yield from rungs(subject)
+    yield from rungs(plain, subject)
     yield ""
     if comparison.unexpected:
         yield from unexpected_lines(comparison)

@@ -63,6 +63,8 @@ class Run:
     planned: int = 0
     #: SELECTs of a fleet, by rung
     rungs: dict[str, int] = field(default_factory=dict)
+    #: why some of them were gathered
+    whys: dict[str, int] = field(default_factory=dict)
     cut_short: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -100,8 +102,9 @@ def read_events(lines: Iterable[str]) -> Run:
         if kind == "suite":
             run.planned, run.setup_s = event["count"], now_s
             run.cut_short, at_s = "the run stopped between two tests", now_s
-        elif kind == "rungs":
-            run.rungs = {k: v for k, v in event.items() if k not in ("event", "at_s")}
+        elif kind in ("rungs", "whys"):
+            counts = {k: v for k, v in event.items() if k not in ("event", "at_s")}
+            setattr(run, kind, counts)
         elif kind == "start":
             running, started_s = event["id"], now_s
             run.cut_short = f"the run stopped in {running}"

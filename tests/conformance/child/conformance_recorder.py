@@ -14,6 +14,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import re
 import time
 import unittest
 from collections import Counter
@@ -99,10 +100,17 @@ class RecordingResult(unittest.TextTestResult):
         return str(self._exc_info_to_string(err, test))  # type: ignore[attr-defined]
 
 
+def why(reason: str) -> str:
+    """What a gather's reason says of statements, whatever their models."""
+    return re.sub(r"^\w+\.\w+ is ", "a table is ", reason.rpartition(", and ")[2])
+
+
 class RecordingRunner(DiscoverRunner):
     """Django's runner; an ``end`` event says that nothing cut it short."""
 
     rungs: Counter[str]
+    #: what kept SELECTs that were gathered from other rungs
+    whys: Counter[str]
     #: kept, or its subscription would end
     counting: Any = None
 
@@ -115,10 +123,11 @@ class RecordingRunner(DiscoverRunner):
 
     def run_tests(self, test_labels: Any, **kwargs: Any) -> int:
         emit("setup")
-        self.rungs = Counter()
+        self.rungs, self.whys = Counter(), Counter()
         self.count_rungs()
         failures = super().run_tests(test_labels, **kwargs)
         emit("rungs", **self.rungs)
+        emit("whys", **self.whys)
         emit("end", failures=failures)
         faulthandler.cancel_dump_traceback_later()
         return failures
@@ -134,6 +143,8 @@ class RecordingRunner(DiscoverRunner):
             route = event.fields.get("route") if event.name == "routed" else None
             if route is not None and route.intent == "read":
                 self.rungs[str(route.rung)] += 1
+                if route.fragments:
+                    self.whys[why(route.reason)] += 1
 
         self.counting = events.subscribed(note)
         self.counting.__enter__()

@@ -178,6 +178,10 @@ def test_unknown_app_is_refused(tmp_path: Path) -> None:
     source = Source(Path("python"), "5.2.1", tmp_path)
     good = command.parse(["--django", "5.2", "--tests", "basic.tests.X"])
     command.check_labels(good, source)
+    many = command.parse(["--django", "5.2", "--shards", "1,2,8"])
+    assert (many.shards, many.shard_counts) == (1, (1, 2, 8))
+    with pytest.raises(SystemExit):
+        command.parse(["--shards", "2,0"])
     bad = command.parse(["--django", "5.2", "--apps", "basic bsaic"])
     with pytest.raises(CannotRun, match="bsaic"):
         command.check_labels(bad, source)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.report import rungs
 from tests.conformance.run import Run, read_events, run_tests
 
 # The part of Django's script that matters here: its options and its settings.
@@ -163,3 +164,22 @@ def test_torn_line_and_repeated_id_are_read_as_the_worst() -> None:
     assert done.app_seconds == {"a": 2.5}
     assert done.setup_s == 1.0
     assert "stopped after a.T.x" in done.cut_short
+
+
+def test_rungs_are_reported_with_what_was_gathered_and_the_time() -> None:
+    run = read_events(
+        [
+            '{"event": "suite", "at_s": 1.0, "count": 0}',
+            '{"event": "rungs", "at_s": 6.0, "one node": 3, "gather": 1}',
+            '{"event": "whys", "at_s": 6.0, "it is a union": 1}',
+            '{"event": "end", "at_s": 6.0, "failures": 0}',
+        ]
+    )
+    assert (run.rungs, run.whys) == ({"one node": 3, "gather": 1}, {"it is a union": 1})
+    assert Run.from_json(run.to_json()) == run
+    assert list(rungs(Run(total_s=4.0), run)) == [
+        "SELECTs by rung: one node 3, gather 1; 75.0% off the gather rung",
+        "  gathered 1 times: it is a union",
+        "time: 6.0 s beside 4.0 s on one database, ratio 1.5",
+    ]
+    assert list(rungs(run, Run(total_s=4.0))) == []
