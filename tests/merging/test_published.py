@@ -14,6 +14,11 @@ def test_numbers_and_places(fleet: MergingProject, check: str) -> None:
     fleet.pass_or_fail("published", check)
 
 
+@pytest.mark.parametrize("check", scenarios.names("pitfalls"))
+def test_pitfalls(fleet: MergingProject, check: str) -> None:
+    fleet.pass_or_fail("pitfalls", check)
+
+
 @pytest.mark.parametrize("check", scenarios.names("texts"))
 def test_texts(fleet: MergingProject, check: str) -> None:
     fleet.pass_or_fail("texts", check)

@@ -44,6 +44,7 @@ class Note(models.Model):
 
     owner = models.ForeignKey(Owner, models.CASCADE, related_name="notes")
     score = models.IntegerField(null=True)
+    data = models.JSONField(null=True)
 
     class Meta:
         app_label = "merging"

@@ -30,6 +30,11 @@ NAMES = (
     None, "a", "A", "b", "B", "z", "Z", "\u00e9a", "ea", "eb", "Eb", "\u00c9b", "a b",
     "ab", "a-b", "_", "10", "9", "\u00df", "ss", "\u00f6", "o", "\u00d8", "a ", "a  ",
 )  # fmt: skip
+#: some are equal to one server and not to another
+DOCUMENTS: tuple[Any, ...] = (
+    {}, {"a": 1}, {"a": 1.0}, {"a": 1, "b": 2}, {"b": 2, "a": 1}, [1, 2], [2, 1],
+    "a", 1,
+)  # fmt: skip
 
 
 def names(module: str) -> list[str]:
@@ -140,6 +145,7 @@ def fill() -> None:
             id=n,
             owner_id=chance.randrange(1, 25),
             score=or_null(lambda: chance.randrange(5)),
+            data=or_null(lambda: chance.choice(DOCUMENTS)),
         )
         for n in range(1, 41)
     ]

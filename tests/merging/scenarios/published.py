@@ -42,6 +42,8 @@ def _totals(**aggregates: Any) -> dict[str, dict[str, Any]]:
 
 
 def check_an_average_is_no_sum_and_no_average_of_averages() -> None:
+    """vitess#8582: AVG was sent to each shard as it is; #15625 is a check of
+    :mod:`.pitfalls`."""
     found = _totals(
         score=Avg("score"), big=Avg("big"), price=Avg("price"), ratio=Avg("ratio")
     )
@@ -63,6 +65,7 @@ def check_an_average_is_no_sum_and_no_average_of_averages() -> None:
 
 
 def check_deviations() -> None:
+    """Pitfall: deviations out of deviations; count, mean and sum of squares do it."""
     apart = list(
         Item.objects.using("plain")
         .filter(owner__gt=1)
@@ -93,6 +96,7 @@ def check_deviations() -> None:
 
 
 def check_groups_ordered_by_count_with_a_limit() -> None:
+    """vitess#16262: GROUP BY with ORDER BY count and LIMIT gave other groups."""
     for end in (1, 2, 3, 100):
         agree(
             Item,
@@ -124,6 +128,8 @@ def check_groups_ordered_by_count_with_a_limit() -> None:
 
 
 def check_groups_that_lie_on_one_shard() -> None:
+    """Citus pushes whole groups down where they hold the key; a count of distinct
+    values is right only there."""
     agree(
         Item,
         lambda rows: (
@@ -137,6 +143,7 @@ def check_groups_that_lie_on_one_shard() -> None:
 
 
 def check_in_over_two_shards() -> None:
+    """pgdog#639: IN over two shards was answered by a random one of them."""
     for owners in ([1, 2], [3, 4, 5], [1, 999], [998, 999]):
         agree(
             Item,
@@ -146,6 +153,8 @@ def check_in_over_two_shards() -> None:
 
 
 def check_the_places_of_null() -> None:
+    """PgDog's source: NULLS FIRST and LAST, and what a vendor takes for the default,
+    were mis-sorted."""
     for name in ("score", "price", "ratio", "flag", "sold", "big"):
         for order in (
             F(name).asc(),
@@ -164,6 +173,8 @@ def check_the_places_of_null() -> None:
 
 
 def check_orders_of_what_is_not_selected() -> None:
+    """PgDog's source: columns of ORDER BY that are not selected were mis-sorted;
+    Vitess: ``in scatter query: complex order by expression``."""
     for order in (
         ["score", "id"],
         ["-price", "id"],
@@ -189,6 +200,8 @@ def check_orders_of_what_is_not_selected() -> None:
 
 
 def check_distinct_comes_before_the_limit() -> None:
+    """vitess#19693: DISTINCT was lost before LIMIT; shardingsphere#4565: equal rows of
+    two shards were both there."""
     for start, end in ((0, 3), (2, 5), (0, 100)):
         agree(
             Item,
@@ -208,6 +221,7 @@ def check_distinct_comes_before_the_limit() -> None:
 
 
 def check_distinct_counts() -> None:
+    """ShardingSphere #32469 and #29841: count of distinct values with LIMIT."""
     agree(
         Item,
         lambda rows: (
@@ -236,6 +250,9 @@ def check_distinct_counts() -> None:
 
 
 def check_a_row_whose_key_was_changed_is_there_once() -> None:
+    """citus#8087 and #2288: rows whose key an update changed could not be found;
+    elsewhere it is refused (shardingsphere#36967, vitess#3596). More in
+    ``tests/sharding``, ``scenarios/updates.py``."""
     for target in range(31, 45):
         for _, rows in of(Parcel):
             rows.filter(id=5).update(region=target)
@@ -263,6 +280,8 @@ def check_a_row_whose_key_was_changed_is_there_once() -> None:
 
 
 def check_pages_walked_to_the_end_give_each_row_once() -> None:
+    """Pitfall: OFFSET sent to each shard; Basecamp gave deep pages up
+    (geared_pagination#21)."""
     for order in (["id"], ["score", "-id"], ["-flag", "id"]):
         pages: dict[str, list[int]] = {}
         for alias, rows in of(Item):
@@ -279,6 +298,8 @@ def check_pages_walked_to_the_end_give_each_row_once() -> None:
 
 
 def check_each_shards_first_row_is_not_passed_over() -> None:
+    """CommCare HQ's older paginator over its partitions skipped the first row of
+    each."""
     walked: list[int] = []
     last = 0
     while page := list(Item.objects.filter(id__gt=last).order_by("id")[:7]):
@@ -291,6 +312,7 @@ def check_each_shards_first_row_is_not_passed_over() -> None:
 
 
 def check_or_with_what_says_nothing_of_the_key() -> None:
+    """SQLAlchemy's example of a ``ShardedSession`` prunes through OR and loses rows."""
     for condition in (
         Q(owner=1) | Q(score=5),
         Q(owner=1) | Q(owner=2, score=1),
@@ -304,6 +326,8 @@ def check_or_with_what_says_nothing_of_the_key() -> None:
 
 
 def check_joins_off_the_key() -> None:
+    """pgdog#94: such joins run as they are, on each shard; Citus: ``complex joins are
+    only supported when all distributed tables are co-located``."""
     agree(Note, lambda rows: rows.filter(owner__id__lt=9).count(), rung=None)
     agree(
         Note,
@@ -329,6 +353,7 @@ def check_joins_off_the_key() -> None:
 
 
 def check_joins_by_the_key() -> None:
+    """Where rows live together a join is each shard's own, as in Citus and Vitess."""
     agree(
         Owner,
         lambda rows: rows.filter(items__score=5).order_by("id").values_list("id"),
@@ -350,6 +375,8 @@ def check_joins_by_the_key() -> None:
 
 
 def check_edges_of_many_to_many_are_not_doubled() -> None:
+    """Pitfall: joins over a through table that lies elsewhere, on shards that are
+    concatenated: counts came out doubled."""
     agree(
         Owner,
         lambda rows: (
@@ -377,6 +404,7 @@ def check_edges_of_many_to_many_are_not_doubled() -> None:
 
 
 def check_exists_on_and_off_the_key() -> None:
+    """citus#4160: correlated subqueries that are not co-located."""
     noted = Note.objects.filter(owner=OuterRef("pk"))
     owned = Item.objects.filter(owner=OuterRef("pk"), score=5)
     for inner, rung in ((noted, GATHER), (owned, MERGE)):
@@ -405,6 +433,7 @@ def check_exists_on_and_off_the_key() -> None:
 
 
 def check_having() -> None:
+    """pgdog#695 and shardingsphere#3830: there is no HAVING over shards."""
     averages = GATHER if scenarios.kind == "mariadb" else PARTIAL
     for condition, rung in (
         (Q(n__gt=20), PARTIAL),
@@ -425,6 +454,7 @@ def check_having() -> None:
 
 
 def check_windows() -> None:
+    """vitess#18070 and #19530: windows over several shards are refused, or were not."""
     agree(
         Item,
         lambda rows: (
@@ -445,6 +475,7 @@ def check_windows() -> None:
 
 
 def check_sums_of_nothing_and_counts_of_none() -> None:
+    """Pitfall: the SUM of no rows is NULL, their COUNT 0, on empty shards as on one."""
     for condition in (Q(id__lt=0), Q(score=None), Q(owner__in=[2, 3], score=None)):
         agree(
             Item,
@@ -475,6 +506,7 @@ def check_sums_of_nothing_and_counts_of_none() -> None:
 
 
 def check_both_zeroes_are_one_group() -> None:
+    """Pitfall: -0.0 and 0.0 are equal to the server."""
     found = agree(
         Item,
         lambda rows: rows.values("ratio").annotate(n=Count("id")).order_by("ratio"),
@@ -485,6 +517,8 @@ def check_both_zeroes_are_one_group() -> None:
 
 
 def check_decimals_of_several_scales_are_one_group() -> None:
+    """Pitfall: 1.0 and 1.0000 are equal to the server."""
+
     def scaled(rows: Any) -> Any:
         narrow = Cast("score", DecimalField(max_digits=9, decimal_places=1))
         wide = Cast("score", DecimalField(max_digits=9, decimal_places=4))
@@ -501,6 +535,7 @@ def check_decimals_of_several_scales_are_one_group() -> None:
 
 
 def check_sums_have_the_digits_and_types_of_one_server() -> None:
+    """Pitfall: sums that become floats, or lose their scale."""
     found = agree(
         Item,
         lambda rows: rows.aggregate(
@@ -511,6 +546,7 @@ def check_sums_have_the_digits_and_types_of_one_server() -> None:
 
 
 def check_updates_of_what_was_merged() -> None:
+    """Writes by keys that a merged read found."""
     for _, rows in of(Note):
         chosen = rows.order_by("-score", "id").values_list("id", flat=True)[:10]
         rows.filter(id__in=list(chosen)).update(score=F("score") + 1)

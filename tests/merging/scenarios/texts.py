@@ -15,6 +15,7 @@ MERGE, PARTIAL = "stream merge", "partial aggregate"
 
 
 def check_order() -> None:
+    """PgDog's source compares text bytewise; Vitess asks the server for weights."""
     for order in (
         ["name", "id"],
         ["-name", "id"],
@@ -50,6 +51,8 @@ def check_order_of_computed_text() -> None:
 
 
 def check_groups() -> None:
+    """shardingsphere#26688: where the proxy's collation is another than the server's,
+    one group comes twice."""
     found: dict[str, Any] = {}
     for alias, rows in of(Item):
         groups = rows.values_list("name").annotate(n=Count("id"))
@@ -77,6 +80,7 @@ def check_groups_in_order() -> None:
 
 
 def check_distinct() -> None:
+    """As for groups: what is distinct is the server's to say."""
     agree(Item, lambda rows: len(rows.values("name").distinct()))
     agree(Item, lambda rows: rows.values("name").distinct().count())
     agree(Item, lambda rows: len(rows.values("name", "flag").distinct()))
