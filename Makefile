@@ -23,6 +23,9 @@ JOBS ?= 1
 SEED ?=
 # make faults
 OPS ?= 30000
+# make bench: ONLY="shards overhead", ROWS of the tables of shards
+ONLY ?=
+ROWS ?=
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
@@ -72,8 +75,9 @@ faults: $(VENV)/.test ## concurrent clients while servers fail (OPS ENGINE SEED)
 		$(if $(SEED),--seed $(SEED))
 
 .PHONY: bench
-bench: $(VENV)/.test ## overhead and outages beside plain Django, to build/bench.json
-	@$(BIN)/python -m tests.bench --output build/bench.json
+bench: $(VENV)/.test ## overhead, shards, outages, to build/bench.json (ONLY ROWS)
+	@$(BIN)/python -m tests.bench --output build/bench.json \
+		$(if $(ONLY),--only $(ONLY)) $(if $(ROWS),--rows $(ROWS))
 
 .PHONY: lint
 lint: $(VENV)/.lint ## ruff, codespell, mypy, import-linter, change fragments

@@ -43,8 +43,13 @@ DBFLEET = {{"SHARD_KEYS": {{}}}}
 """
 
 
-def measure_shards(directory: Path, *, quick: bool) -> list[dict[str, Any]]:
-    """Ordered pages, aggregates, streams and loads; about four minutes."""
+def measure_shards(
+    directory: Path, *, quick: bool, rows: int | None = None
+) -> list[dict[str, Any]]:
+    """Ordered pages, aggregates, streams and loads; about four minutes.
+
+    ``rows`` of the tables, 2 million unless it is quick.
+    """
     with Rig(durable=False) as rig:
         servers = rig.postgresql_cluster(
             databases=NAMES, options={"shared_buffers": "512MB", "work_mem": "32MB"}
@@ -56,7 +61,7 @@ def measure_shards(directory: Path, *, quick: bool) -> list[dict[str, Any]]:
             proxies.append(proxy)
         project = _project(directory / "shards", servers, far)
         measuring = _Process(project)
-        measuring.ask("fill", rows=QUICK_ROWS if quick else ROWS)
+        measuring.ask("fill", rows=rows or (QUICK_ROWS if quick else ROWS))
         results = measuring.ask("near", quick=quick)
         for proxy in proxies:
             proxy.delay(DELAY_S)

@@ -19,6 +19,13 @@ import django
 
 BATCH = 50_000
 BULK, QUICK_BULK = 100_000, 2_000
+_ROWS = """
+INSERT INTO shop_sale (id, product, quantity, price)
+SELECT n, mod(n * 7919, 1000), mod(n, 10) + 1, mod(n * 104729, 1000003) / 100.0
+FROM unnest(%s::bigint[]) AS n
+"""
+#: gets of one round
+GETS, QUICK_GETS = 400, 40
 #: kB, as Linux counts
 MB = 1024
 
@@ -42,12 +49,12 @@ def fill(rows: int) -> int:
 
     for alias in ("default", "four", "eight"):
         call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
-    _copy("default", {"default": connections["default"]}, rows)
+    _make("default", {"default": connections["default"]}, rows)
     for alias in ("four", "eight"):
         wrapper: Any = connections[alias]
         nodes = {s: wrapper.nodes.primary(s) for s in wrapper.topology.shards}
         count = rows if alias == "four" else min(rows, 200_000)
-        _copy(alias, nodes, count)
+        _make(alias, nodes, count)
         for node in nodes.values():
             wrapper.engine.run(node, "ANALYZE shop_sale").close()
     with connections["default"].cursor() as cursor:
@@ -55,7 +62,8 @@ def fill(rows: int) -> int:
     return rows
 
 
-def _copy(alias: str, nodes: dict[str, Any], rows: int) -> None:
+def _make(alias: str, nodes: dict[str, Any], rows: int) -> None:
+    """Rows 1 to ``rows``, made by the servers; of shards, those that are theirs."""
     from django.db import connections
 
     from tests.bench.shop.models import Sale
@@ -63,21 +71,14 @@ def _copy(alias: str, nodes: dict[str, Any], rows: int) -> None:
     routing = getattr(connections[alias], "routing", None)
     fields = (Sale._meta.pk,)
     for start in range(1, rows + 1, BATCH):
-        lines: dict[str, list[str]] = {name: [] for name in nodes}
+        keys: dict[str, list[int]] = {name: [] for name in nodes}
         for number in range(start, min(start + BATCH, rows + 1)):
             where = routing.shard_of(fields, (number,)) if routing else "default"
-            product, quantity = number * 7919 % 1000, number % 10 + 1
-            price = f"{number * 104729 % 1_000_003 / 100:.2f}"
-            lines[where].append(f"{number}\t{product}\t{quantity}\t{price}\n")
+            keys[where].append(number)
         for name, node in nodes.items():
             node.ensure_connection()
-            with (
-                node.connection.cursor() as cursor,
-                cursor.copy(
-                    "COPY shop_sale (id, product, quantity, price) FROM STDIN"
-                ) as sink,
-            ):
-                sink.write("".join(lines[name]))
+            with node.connection.cursor() as cursor:
+                cursor.execute(_ROWS, [keys[name]])
 
 
 # -- measuring ------------------------------------------------------------------------
@@ -161,6 +162,7 @@ def near(quick: bool) -> list[dict[str, Any]]:
                 1.1,
             )
         )
+    results.append(_pinned(quick))
     results.append(_bulk(quick))
     results.append(_stream())
     return results
@@ -170,6 +172,26 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return all(abs(Decimal(one[k]) - Decimal(other[k])) < 1 for k in one)
     return bool(one == other)
+
+
+def _pinned(quick: bool) -> dict[str, Any]:
+    """Rows by their key: one shard has each."""
+    from tests.bench.shop.models import Sale
+
+    keys = range(1, (QUICK_GETS if quick else GETS) + 1)
+
+    def get(alias: str) -> None:
+        sales = Sale.objects.using(alias)
+        for key in keys:
+            sales.get(pk=key)
+
+    return compare(
+        f"{len(keys)} x get(pk), one pinned shard of 4",
+        lambda: get("four"),
+        lambda: get("default"),
+        3 if quick else 25,
+        1.08,
+    )
 
 
 def _bulk(quick: bool) -> dict[str, Any]:
