@@ -292,6 +292,8 @@ def check_texts() -> None:
             .order_by("low", "n")
         ),
         rung=_where_text_is_known(),
+        # Blanks at the end are no difference there, and their number is one of groups.
+        is_total=scenarios.kind != "mariadb",
     )
     rows = Item.objects.values("name").annotate(n=Count("id"), u=Upper("name"))
     same(str(rows.filter(n__gt=2).explain_route().rung), _where_text_is_known())
