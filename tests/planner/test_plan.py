@@ -147,6 +147,23 @@ def test_a_route_limited_to_a_shard_leaves_homes_tables_at_home(fleet: Fleet) ->
     assert limited_to(local, "b") == local
 
 
+def test_rows_without_a_child_are_on_every_shard(fleet: Fleet) -> None:
+    """The NULLs of a LEFT JOIN are one group, and one partition, over all shards."""
+    from tests.planner.store.models import Customer
+
+    count, rank = models.Count("pk"), functions.Rank()
+    by_child = Customer.objects.values("orders__customer").annotate(n=count)
+    with_child = Customer.objects.filter(orders__total__gt=3)
+    window = models.Window(rank, partition_by="orders__customer", order_by="name")
+    assert fleet.plan(by_child).rung is Rung.PARTIAL
+    assert fleet.plan(Customer.objects.annotate(w=window)).rung is Rung.GATHER
+    # Where each row has a child, or by the customer itself, nothing is NULL.
+    having_child = with_child.values("orders__customer").annotate(n=count)
+    assert fleet.plan(having_child).rung is Rung.MERGE
+    by_self = Customer.objects.values("pk", "orders__customer").annotate(n=count)
+    assert fleet.plan(by_self).rung is Rung.MERGE
+
+
 def test_scattering_asks_every_shard_of_what_is_pinned(fleet: Fleet) -> None:
     from tests.planner.store.models import Coupon, Customer, Line, Order, Setting
 

@@ -147,8 +147,10 @@ class _Proof:
         self._grow(outer, own, {anchor.alias})
         domain = next(iter(self._domains(own[anchor.alias])), None)
         if domain is not None:
+            # An outer join leaves NULL on any shard where it finds no row.
+            inner = {o.alias for o in outer.occurrences if o.is_inner}
             self.key = tuple(
-                frozenset(column[1:] for column in part)
+                frozenset(column[1:] for column in part if column[1] in inner)
                 for part in self.known[domain[0]]
             )
         for block in self.blocks:

@@ -72,6 +72,35 @@ def check_a_limit_comes_after_groups_and_having() -> None:
         )
 
 
+def check_groups_of_rows_without_children() -> None:
+    """Found by a random queryset: the NULLs of a LEFT JOIN are one group, although the
+    column that is grouped by is the shard key of the rows that are there."""
+    for made in (Count("id"), Max("name"), Count("items")):
+        agree(
+            Owner,
+            lambda rows, made=made: (
+                rows.values_list("items__owner")
+                .annotate(n=made)
+                .order_by("items__owner")
+                .values_list("items__owner", "n")
+            ),
+        )
+    agree(Owner, lambda rows: rows.values("items__owner").distinct().count())
+    agree(
+        Owner,
+        lambda rows: (
+            rows.values("items__owner").annotate(n=Max("id")).aggregate(c=Count("n"))
+        ),
+    )
+    place = Window(RowNumber(), partition_by="items__owner", order_by=["id", "items"])
+    agree(
+        Owner,
+        lambda rows: (
+            rows.annotate(r=place).order_by("id", "items").values_list("id", "r")
+        ),
+    )
+
+
 def check_left_joins_with_a_limit() -> None:
     """citus#2614: LIMIT of a LEFT JOIN, as ORMs write it."""
     agree(
