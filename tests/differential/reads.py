@@ -10,6 +10,28 @@ from tests.differential.conditions import Conditions
 from tests.differential.schema import Path, code_of
 from tests.differential.source import Code, call, keyword, text
 
+#: values made of a count ``a0`` and of an aggregate of numbers ``a1``
+_MADE = (
+    "F('a0') * 2",
+    "F('a0') + F('a0')",
+    "F('a1') * F('a1')",
+    "Coalesce('a1', 'a0', output_field=DecimalField(max_digits=30, decimal_places=6))",
+    "F('a0') % 3",
+    "Case(When(a0__gt=1, then=F('a0')), default=Value(-1))",
+    "Case(When(a1__isnull=True, then=Value('none')), default=Value('some'))",
+    "ExpressionWrapper(F('a1') / F('a0'), output_field=FloatField())",
+    "NullIf('a0', Value(1))",
+    "-F('a0')",
+)
+_HAVING = (
+    "a0__gt={}",
+    "a1__gt={}",
+    "a1__isnull=True",
+    "Q(a0={}) | Q(a1__lt={})",
+    "~Q(a0__in=[1, {}])",
+    "a0__lte=F('b0')",
+    "Q(a0__gte=1) & ~Q(a1={})",
+)
 _SORTABLE = ("int", "decimal", "float", "text", "date", "moment", "bool", "uuid")
 
 
@@ -44,6 +66,7 @@ class Reads(Conditions):
         """What makes cases, the commoner ones more often."""
         makers = [self._instances] * 6 + [self._values] * 4 + [self._grouped] * 4
         makers += [self._aggregated] * 2 + [self._combined] * 2
+        makers += [self._made_of_groups] * 2
         makers += [self._dates, self._locked]
         if self.engine == "postgresql":
             makers.append(self._distinct_on)
@@ -328,6 +351,44 @@ class Reads(Conditions):
         if not tail and self.chance(0.1):
             return Case(Code("", (code,), tail=".count()", least=1), Expected())
         return self._rows(call("list", code), ordered=is_total, merges=merges)
+
+    def _made_of_groups(self) -> Case:
+        """Groups by a model's own columns, and what is made of their aggregates."""
+        model = self.start()
+        number = self.own(model, ("int", "decimal"))
+        if number is None:
+            return self._grouped()
+        steps = []
+        if self.chance(0.3):
+            steps.append(step("filter", self.condition(model, {}, 1)))
+        by = [self.own(model, _SORTABLE) for _ in range(self.rng.randrange(3))]
+        kinds = {column(path): path.kind for path in by if path is not None}
+        steps.append(step("values", *map(repr, kinds), is_fixed=True, least=0))
+        function = self.one(("Sum", "Min", "Max", "Avg"))
+        more = self.one(("", "", "", ", distinct=True"))
+        counted = self.one((f"Count({number.name!r}{more})", "Count('pk')"))
+        named = {"a0": counted, "a1": f"{function}({number.name!r})"}
+        given = (keyword(name, text(code)) for name, code in named.items())
+        steps.append(step("annotate", *given, is_fixed=True))
+        made = {"b0": self.one(_MADE), "b1": self.one(_MADE)}
+        given = (keyword(name, text(code)) for name, code in made.items())
+        steps.append(step("annotate", *given))
+        if self.chance(0.6):
+            limit = self.one(("0", "1", "2", "5"))
+            condition = self.one(_HAVING).replace("{}", limit)
+            steps.append(step(self.one(("filter", "exclude")), text(condition)))
+        folding = self.folds and "text" in kinds.values()
+        is_total, tail = bool(kinds) and not folding, ""
+        if is_total:
+            sort = [self._direction(name) for name in kinds]
+            if self.chance(0.4):
+                sort.insert(0, self._direction("a0"))
+            steps.append(
+                Code(".order_by(", tuple(sort), tail=")", is_fixed=True, is_rigid=True)
+            )
+            tail = self._sliced() if self.chance(0.35) else ""
+        code = Code(f"{model.__name__}.objects.all()", tuple(steps), glue="", tail=tail)
+        return self._rows(call("list", code), ordered=is_total, merges=True)
 
     def _aggregated(self) -> Case:
         model = self.start()

@@ -108,7 +108,8 @@ class CompilerMixin:
             found = expressions
         else:
             found = super().collapse_group_by(expressions, having)  # type: ignore[misc]
-        self._grouped = tuple(found)
+        # What a primary key stands for is grouped by as well.
+        self._grouped = tuple(expressions)
         return found
 
     def as_sql(self, *args: Any, **kwargs: Any) -> Any:

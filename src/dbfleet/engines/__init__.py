@@ -10,16 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from dbfleet.engines.base import (
-    INLINE,
     Engine,
     FragmentSpec,
     GatheredRows,
-    InlineColumn,
-    NotCarried,
     Overflow,
     Position,
     Verdict,
 )
+from dbfleet.engines.inline import INLINE, InlineColumn, NotCarried
 
 __all__ = [
     "INLINE",

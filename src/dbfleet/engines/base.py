@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
+from dbfleet.engines.inline import InlineColumn
 from dbfleet.lexer import strip_locking
 
 Row = tuple[Any, ...]
@@ -82,26 +83,6 @@ class GatheredRows:
     rowcount: int
     fetched_rows: int = 0
     statements: list[str] = field(default_factory=list)
-
-
-#: the name under which a statement finds rows that it is handed, as columns c0, c1, ...
-INLINE = "dbfleet_groups"
-
-
-class InlineColumn(NamedTuple):
-    """A column of rows that a statement is handed.
-
-    ``described`` is what the driver said of it when a shard sent it; ``source`` the
-    table and column whose stored values it has, untouched, if one.
-    """
-
-    described: Any
-    is_text: bool = False
-    source: tuple[str, str] | None = None
-
-
-class NotCarried(Exception):
-    """Values of a column cannot be handed to a server as another one sent them."""
 
 
 class Overflow(Exception):
@@ -609,11 +590,6 @@ class Engine:
         None where the counter follows explicit ids by itself.
         """
         return []
-
-
-def inline_names(columns: Sequence[InlineColumn]) -> list[str]:
-    """The names by which a statement finds the columns that it is handed."""
-    return [f"c{at}" for at in range(len(columns))]
 
 
 def execute(cursor: Any, sql: str, params: Any) -> None:

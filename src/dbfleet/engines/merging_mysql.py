@@ -14,13 +14,11 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from dbfleet.engines.base import (
+from dbfleet.engines.base import Engine, GatheredRows, Row
+from dbfleet.engines.inline import (
     INLINE,
-    Engine,
-    GatheredRows,
     InlineColumn,
     NotCarried,
-    Row,
     inline_names,
 )
 

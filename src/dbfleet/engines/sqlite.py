@@ -13,16 +13,9 @@ from typing import Any, ClassVar
 
 from django.db.utils import DataError
 
-from dbfleet.engines.base import (
-    INLINE,
-    FragmentSpec,
-    GatheredRows,
-    InlineColumn,
-    Overflow,
-    Row,
-    inline_names,
-)
+from dbfleet.engines.base import FragmentSpec, GatheredRows, Overflow, Row
 from dbfleet.engines.counter import CommitCounter
+from dbfleet.engines.inline import INLINE, InlineColumn, inline_names
 
 
 def quote_name(name: str) -> str:

@@ -142,6 +142,25 @@ def check_groups_that_lie_on_one_shard() -> None:
     )
 
 
+def check_rows_with_what_belongs_to_them() -> None:
+    """Grouped by a row's primary key, for which MariaDB's GROUP BY names no more."""
+    agree(
+        Item,
+        lambda rows: (
+            rows.annotate(n=Count("owner__items", distinct=True))
+            .filter(n__gt=1)
+            .order_by("id")
+            .values_list("id", "name", "n")
+        ),
+        rung=MERGE,
+    )
+    agree(
+        Item,
+        lambda rows: rows.annotate(n=Count("owner__items")).order_by("-n", "id")[:7],
+        rung=MERGE,
+    )
+
+
 def check_in_over_two_shards() -> None:
     """pgdog#639: IN over two shards was answered by a random one of them."""
     for owners in ([1, 2], [3, 4, 5], [1, 999], [998, 999]):
