@@ -54,6 +54,8 @@ class CompilerMixin:
     is_partial = False
     #: columns that shards need not compute
     blank: frozenset[int] = frozenset()
+    #: what they group by besides
+    split: Sql | None = None
     _grouped: tuple[Any, ...] = ()
 
     def get_from_clause(self) -> Any:
@@ -71,7 +73,8 @@ class CompilerMixin:
         hidden = [(None, sql, None) for sql in self.appended]
         if not self.is_partial:
             return [*extra, *hidden], ordering, grouping
-        return self._without_blank([*extra, *hidden]), [], grouping
+        more = [] if self.split is None else [self.split]
+        return self._without_blank([*extra, *hidden]), [], [*grouping, *more]
 
     def _without_blank(self, extra: list[Any]) -> list[Any]:
         """The columns after those of ``select``, NULL for what nobody needs: GROUP BY

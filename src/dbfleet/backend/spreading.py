@@ -21,12 +21,13 @@ def shard_sql(compiler: Any, route: Route, outer_sql: Any, most: int) -> Sql:
     partial: Partial | None = route.merge if isinstance(route.merge, Partial) else None
     merge: Merge = route.merge if partial is None else partial.merge
     query = compiler.query
-    high, is_finished = merge.high, False
+    high, is_changed = merge.high, False
     if partial is not None:
-        high = most + 1 if partial.groups else None
-        is_finished = partial.finish is not None
-        compiler.blank = partial.blank
-    if not is_finished and not merge.hidden and not merge.low and high == merge.high:
+        high = most + 1 if partial.is_grouped else None
+        is_changed = partial.finish is not None or partial.split is not None
+        compiler.blank, compiler.split = partial.blank, partial.split
+    is_same = not merge.hidden and not merge.low and high == merge.high
+    if is_same and not is_changed:
         sql, params = outer_sql
         return sql, tuple(params)
     before = query.low_mark, query.high_mark

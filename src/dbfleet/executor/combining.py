@@ -16,7 +16,14 @@ from typing import Any
 
 from django.db.utils import DataError
 
-from dbfleet.executor.ordering import Ranks, Row, comparable, grouping, is_nan
+from dbfleet.executor.ordering import (
+    Distinct,
+    Ranks,
+    Row,
+    comparable,
+    grouping,
+    is_nan,
+)
 from dbfleet.planner.partials import Combine, Partial
 
 #: sums are exact: no server rounds them; opposite infinities make NaN
@@ -39,6 +46,8 @@ def combined(
     rows: Sequence[Row], partial: Partial, ranks: Ranks, average: Average
 ) -> list[Row]:
     """One row for each group of all shards, in the order in which groups came."""
+    if not rows and partial.empty is not None:
+        return [partial.empty]
     groups: dict[Any, list[Row]] = {}
     for row, key in zip(rows, grouping(rows, partial.groups, ranks), strict=True):
         groups.setdefault(key, []).append(row)
@@ -58,6 +67,8 @@ def _row(members: list[Row], partial: Partial, ranks: Ranks, average: Average) -
 
 
 def _value(members: list[Row], combine: Combine, ranks: Ranks, average: Average) -> Any:
+    if combine.distinct is not None:
+        members = Distinct([combine.distinct]).first_of(members, ranks)
     if combine.kind.startswith(("var", "stddev")):
         return _deviation(members, combine)  # one row of a shard alone has none
     values = [v for row in members if (v := row[combine.bare]) is not None]

@@ -169,7 +169,7 @@ class Merger:
     def _budget(self) -> Budget | None:
         """Groups that are combined have limits; what is merged is the answer itself,
         which one database would have sent as well."""
-        if self.partial is None or not self.partial.groups:
+        if self.partial is None or not self.partial.is_grouped:
             return None
         model = self.query.model
         of = f" of {model._meta.label}" if model is not None else ""
@@ -248,7 +248,8 @@ class Merger:
         yield from self.merge.columns
         if self.partial is not None:
             yield from self.partial.groups
-            yield from (c.column for c in self.partial.combines if c.column)
+            for one in self.partial.combines:
+                yield from (part for part in (one.column, one.distinct) if part)
 
     def _is_bytewise(self) -> bool:
         """Whether text is ordered by its characters' codes, on all nodes alike."""

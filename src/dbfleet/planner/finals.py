@@ -34,6 +34,7 @@ from dbfleet.planner.partials import (
     combine_of,
     has_hidden_digits,
     partial_of,
+    split_of,
 )
 from dbfleet.planner.repeatable import unrepeatable_part
 from dbfleet.planner.uses import Facts, Statement
@@ -110,7 +111,7 @@ class _Finals:
 
     def partial(self) -> Partial:
         for expression in map(bare, self.shape.grouped):
-            at = self._group(expression)
+            at = self.columns.stored_at(expression)
             self.grouped[expression] = at
             self.groups[at] = self.columns.column(at)
         finish = self._finish()
@@ -127,15 +128,9 @@ class _Finals:
         merge = Merge(
             columns.width, (), columns.hidden, None, query.low_mark, query.high_mark
         )
-        return Partial(merge, tuple(self.groups.values()), combines, blank, finish)
-
-    def _group(self, expression: Any) -> int:
-        """A stored value travels as it is stored, past the driver's converters."""
-        if not isinstance(expression, Col):
-            return self.columns.at(expression)
-        sql, params = self.columns.compiled(expression)
-        stored = self.facts.engine.as_stored(sql)
-        return self.columns.at_sql(expression, (stored, params))
+        groups = tuple(self.groups.values())
+        split, empty = split_of(self.columns, self.groups, combines)
+        return Partial(merge, groups, combines, blank, finish, split, empty)
 
     # -- what is asked of the combined groups ---------------------------------------
 

@@ -105,6 +105,8 @@ class Columns:
         self.expressions = [bare(expression) for expression, _, _ in chosen]
         self.sql: list[Sql] = [(sql, tuple(params)) for _, (sql, params), _ in chosen]
         self.width = len(chosen)
+        #: the column by whose values shards split their groups, if one
+        self.split: int | None = None
 
     @property
     def hidden(self) -> tuple[Sql, ...]:
@@ -113,6 +115,13 @@ class Columns:
     def at(self, expression: Any) -> int:
         """Where a value stands; appended if nothing like it is selected."""
         return self.at_sql(expression, self.compiled(expression))
+
+    def stored_at(self, expression: Any) -> int:
+        """The same for a value as it is stored, past the driver's converters."""
+        if not isinstance(expression, Col):
+            return self.at(expression)
+        sql, params = self.compiled(expression)
+        return self.at_sql(expression, (self.facts.engine.as_stored(sql), params))
 
     def at_sql(self, expression: Any, sql: Sql) -> int:
         if sql in self.sql:

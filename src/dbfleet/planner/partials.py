@@ -7,9 +7,9 @@ group lies on one shard as a whole nothing is to be combined: that is a plain me
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django.db.models import (
@@ -28,7 +28,15 @@ from django.db.models.functions import Coalesce
 
 from dbfleet import lexer
 from dbfleet.planner.colocation import Spread, Unproved
-from dbfleet.planner.merging import Column, Columns, Merge, bare, kind_of, order_of
+from dbfleet.planner.merging import (
+    Column,
+    Columns,
+    Merge,
+    Sql,
+    bare,
+    kind_of,
+    order_of,
+)
 from dbfleet.planner.repeatable import parts_of
 from dbfleet.planner.uses import Facts, Statement
 
@@ -67,6 +75,11 @@ class Combine:
     parts: tuple[int, ...] = ()
     #: min and max: how values compare
     column: Column | None = None
+    #: values of several shards that are equal in it count once
+    distinct: Column | None = None
+
+    def describe(self) -> str:
+        return self.kind if self.distinct is None else f"{self.kind} of distinct values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +105,18 @@ class Partial:
     #: columns of the answer that shards need not compute
     blank: frozenset[int] = frozenset()
     finish: Finish | None = None
+    #: what shards group by besides, so that distinct values are told apart
+    split: Sql | None = field(default=None, repr=False)
+    #: the one row of no rows, where shards that have none send none
+    empty: tuple[Any, ...] | None = None
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether a shard may send many rows."""
+        return bool(self.groups) or self.split is not None
 
     def describe(self) -> str:
-        kinds = ", ".join(combine.kind for combine in self.combines)
+        kinds = ", ".join(combine.describe() for combine in self.combines)
         by = ", ".join(str(column.at + 1) for column in self.groups)
         then = self.merge.describe() if self.finish is None else "finished by home"
         return f"{kinds}{f' by column {by}' if by else ''}; {then}"
@@ -147,7 +169,33 @@ def partial_of(facts: Facts, statement: Statement, spread: Spread) -> Partial:
     merge = Merge(
         columns.width, keys, columns.hidden, None, query.low_mark, query.high_mark
     )
-    return Partial(merge, tuple(groups.values()), tuple(combines))
+    split, empty = split_of(columns, groups, combines)
+    return Partial(
+        merge, tuple(groups.values()), tuple(combines), split=split, empty=empty
+    )
+
+
+def split_of(
+    columns: Columns, groups: Mapping[int, Column], combines: Iterable[Combine]
+) -> tuple[Sql | None, tuple[Any, ...] | None]:
+    """What shards group by besides, and the row of a statement without groups that no
+    shard has a row for."""
+    if columns.split is None:
+        return None, None
+    for combine in combines:
+        aggregate = columns.expressions[combine.bare]
+        if getattr(aggregate, "distinct", False) and combine.distinct is None:
+            raise Unproved("distinct values of several columns are aggregated")
+    sql, params = columns.compiled(columns.expressions[columns.split])
+    if groups:
+        return (sql, params), None
+    known = {one.at for one in combines if one.bare == one.at}
+    known |= {at for one in combines for at in one.parts}
+    if not known >= set(range(columns.width)):
+        raise Unproved("a default stands for distinct values that are not there")
+    counts = {one.at for one in combines if one.kind == "count"}
+    empty = (0 if at in counts else None for at in range(len(columns.sql)))
+    return (sql, params), tuple(empty)
 
 
 def _check_inner(spread: Spread) -> None:
@@ -167,33 +215,38 @@ def _check_inner(spread: Spread) -> None:
 
 def combine_of(columns: Columns, spread: Spread, at: int) -> Combine:
     """How the aggregate of a column is combined; raises Unproved."""
-    expression, own = columns.expressions[at], at
-    if isinstance(expression, Coalesce):
-        expression, *others = expression.get_source_expressions()
+    aggregate, own = columns.expressions[at], at
+    if isinstance(aggregate, Coalesce):
+        aggregate, *others = aggregate.get_source_expressions()
         is_default = len(others) == 1 and isinstance(others[0], Value)
-        if not is_default or not isinstance(expression, Aggregate):
+        if not is_default or not isinstance(aggregate, Aggregate):
             raise Unproved("an aggregate stands within an expression")
-        own = columns.at(expression)
-    if not isinstance(expression, Aggregate):
+        own = columns.at(aggregate)
+    if not isinstance(aggregate, Aggregate):
         raise Unproved("an aggregate stands within an expression")
-    if getattr(expression, "distinct", False):
-        _check_distinct(expression, spread)
-    if getattr(expression, "order_by", None):
+    if getattr(aggregate, "order_by", None):
         raise Unproved("an aggregate has an order of its own")
-    kind: Any = type(expression)
+    distinct = None
+    if getattr(aggregate, "distinct", False) and not _is_placed(aggregate, spread):
+        distinct = _split(columns, spread, aggregate)
+    return replace(_combine(columns, aggregate, at, own), distinct=distinct)
+
+
+def _combine(columns: Columns, aggregate: Any, at: int, own: int) -> Combine:
+    kind: Any = type(aggregate)
     if kind is Count:
         return Combine(at, own, "count")
     if kind is Sum:
-        _check_number(columns, expression, _NUMBERS)
+        _check_number(columns, aggregate, _NUMBERS)
         return Combine(at, own, "sum")
     if kind in (Min, Max):
         return Combine(at, own, kind.__name__.lower(), column=columns.column(own))
     if kind is Avg:
-        _check_number(columns, expression, _NUMBERS)
-        parts = columns.at(_as(expression, Sum)), columns.at(_as(expression, Count))
+        _check_number(columns, aggregate, _NUMBERS)
+        parts = columns.at(_as(aggregate, Sum)), columns.at(_as(aggregate, Count))
         return Combine(at, own, "avg", parts)
     if kind in (StdDev, Variance):
-        return Combine(at, own, *_deviation(columns, expression))
+        return Combine(at, own, *_deviation(columns, aggregate))
     if kind.__name__ in _BY_NAME:
         return Combine(at, own, _BY_NAME[kind.__name__])
     raise Unproved(f"{kind.__name__} cannot be put together from its parts")
@@ -212,14 +265,28 @@ def _deviation(columns: Columns, aggregate: Any) -> tuple[str, tuple[int, ...]]:
     return str(aggregate.function).lower(), tuple(map(columns.at, wanted))
 
 
-def _check_distinct(aggregate: Any, spread: Spread) -> None:
+def _is_placed(aggregate: Any, spread: Spread) -> bool:
     """Equal values lie on one shard if they are what places a row."""
     source = aggregate.get_source_expressions()[0]
-    if isinstance(source, Col) and len(spread.placing) == 1:
-        column: Any = source.target.column
-        if (source.alias, column) in spread.placing[0]:
-            return
-    raise Unproved("distinct values of all shards are aggregated")
+    if not isinstance(source, Col) or len(spread.placing) != 1:
+        return False
+    column: Any = source.target.column
+    return (source.alias, column) in spread.placing[0]
+
+
+def _split(columns: Columns, spread: Spread, aggregate: Any) -> Column:
+    """Have shards send each group once for each value: what a server then makes of the
+    distinct values of a row is that one value, in the type of the aggregate."""
+    source = aggregate.get_source_expressions()[0]
+    is_own = columns.compiler.query is spread.block.query
+    is_known = type(aggregate) in (Count, Sum, Avg) and aggregate.filter is None
+    if not is_own or not is_known or not isinstance(source, Col):
+        raise Unproved("distinct values of all shards are aggregated")
+    at = columns.stored_at(source)
+    if columns.split not in (None, at):
+        raise Unproved("distinct values of several columns are aggregated")
+    columns.split = at
+    return columns.column(at)
 
 
 def _check_number(columns: Columns, aggregate: Any, kinds: AbstractSet[str]) -> None:

@@ -248,7 +248,7 @@ def check_distinct_counts() -> None:
             .annotate(n=Count("score", distinct=True))
             .order_by("-n", "flag")[:1]
         ),
-        rung=GATHER,
+        rung=PARTIAL,
     )
     found = _totals(
         n=Count("score", distinct=True),
@@ -264,6 +264,80 @@ def check_distinct_counts() -> None:
         Item,
         lambda rows: rows.order_by("id")[:30].aggregate(
             n=Count("score", distinct=True), a=Avg("score")
+        ),
+    )
+
+
+def check_distinct_values_of_all_shards() -> None:
+    for name in ("score", "price", "ratio", "big", "sold", "flag", "owner", "id"):
+        wanted: dict[str, Any] = {"n": Count(name, distinct=True)}
+        if name in ("score", "price", "big"):
+            wanted["s"] = Sum(name, distinct=True)
+            wanted["a"] = Avg(name, distinct=True)
+        for condition in (Q(), Q(id__lt=0), Q(score=None), Q(owner=2)):
+            agree(
+                Item, lambda rows, q=condition, w=wanted: rows.filter(q).aggregate(**w)
+            )
+        agree(
+            Item,
+            lambda rows, w=wanted: (
+                rows.values_list("flag")
+                .annotate(rows=Count("id"), least=Min("price"), **w)
+                .order_by("-n", "flag")
+            ),
+            rung=PARTIAL,
+        )
+        agree(
+            Item,
+            lambda rows, w=wanted: (
+                rows.values_list("score")
+                .annotate(total=Sum("big"), mean=Avg("price"), **w)
+                .filter(n__gt=1)
+                .order_by("score")
+            ),
+            rung=PARTIAL,
+        )
+
+
+def check_distinct_values_of_texts() -> None:
+    rows = Item.objects.values("flag").annotate(n=Count("name", distinct=True))
+    same(str(rows.explain_route().rung), PARTIAL)
+    agree(Item, lambda rows: rows.aggregate(n=Count("name", distinct=True)))
+    agree(
+        Item,
+        lambda rows: (
+            rows.values_list("flag")
+            .annotate(n=Count("name", distinct=True), rows=Count("name"))
+            .order_by("flag")
+        ),
+        rung=PARTIAL,
+    )
+
+
+def check_distinct_values_that_stay_gathered() -> None:
+    for wanted in (
+        {"n": Count("score", distinct=True), "m": Count("price", distinct=True)},
+        {"n": Count("score", distinct=True), "m": Count("owner", distinct=True)},
+        {"n": Count("score", distinct=True, filter=Q(flag=True))},
+        {"n": Count(F("score") + 1, distinct=True)},
+    ):
+        agree(
+            Item,
+            lambda rows, w=wanted: rows.values_list("flag").annotate(**w),
+            rung=GATHER,
+            is_total=False,
+        )
+        agree(Item, lambda rows, w=wanted: rows.aggregate(**w))
+    agree(
+        Item,
+        lambda rows: rows.filter(id__lt=0).aggregate(
+            s=Sum("score", distinct=True, default=7), n=Count("id")
+        ),
+    )
+    agree(
+        Item,
+        lambda rows: rows.aggregate(
+            s=Sum("score", distinct=True, default=7) + Count("score")
         ),
     )
 
