@@ -27,3 +27,8 @@ def test_texts(fleet: MergingProject, check: str) -> None:
 @pytest.mark.parametrize("check", scenarios.names("finals"))
 def test_what_is_asked_of_aggregates(fleet: MergingProject, check: str) -> None:
     fleet.pass_or_fail("finals", check)
+
+
+@pytest.mark.parametrize("check", scenarios.names("unions"))
+def test_unions(fleet: MergingProject, check: str) -> None:
+    fleet.pass_or_fail("unions", check)

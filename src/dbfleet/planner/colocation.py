@@ -9,7 +9,7 @@ query's condition on a column of the outer one. Unproved means no.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db.models.expressions import Col, Window
@@ -49,24 +49,43 @@ class Spread:
 
 def spread_of(facts: Facts, statement: Statement, uses: Sequence[Use]) -> Spread:
     """Prove that each result row is made of rows of one shard; raises Unproved."""
-    if statement.is_raw or any(use.is_hidden for use in uses):
-        raise Unproved("it has SQL of its own")
-    for use in uses:
-        if not (use.table.is_sharded or use.table.is_reference):
-            raise Unproved(f"{use.table.label} is home's own")
+    _check_uses(statement, uses)
     outer = _outer(statement)
     for block in statement.blocks:
         _check_block(block, is_outer=block is outer)
     proof = _Proof(facts, statement, uses)
     proof.prove(outer)
     _check_windows(outer, proof.key)
+    return Spread(outer, _clusters_of(outer, uses), proof.key)
+
+
+def branch_clusters(
+    facts: Facts, statement: Statement, uses: Sequence[Use], branch: Block
+) -> Clusters:
+    """The shards that may have rows of one SELECT of a union, each of which is made of
+    rows of one shard; raises Unproved."""
+    _check_uses(statement, uses)
+    _check_block(branch, is_outer=False)
+    _Proof(facts, replace(statement, blocks=(branch,)), uses).prove(branch)
+    return _clusters_of(branch, uses)
+
+
+def _check_uses(statement: Statement, uses: Sequence[Use]) -> None:
+    if statement.is_raw or any(use.is_hidden for use in uses):
+        raise Unproved("it has SQL of its own")
+    for use in uses:
+        if not (use.table.is_sharded or use.table.is_reference):
+            raise Unproved(f"{use.table.label} is home's own")
+
+
+def _clusters_of(block: Block, uses: Sequence[Use]) -> Clusters:
     clusters: Clusters = None
     for use in uses:
-        for block, occurrence, found in use.places:
-            is_needed = block is outer and occurrence.is_inner and use.table.is_sharded
-            if is_needed and found is not None:
+        for found_in, occurrence, found in use.places:
+            is_own = found_in is block and occurrence.is_inner
+            if is_own and use.table.is_sharded and found is not None:
                 clusters = found if clusters is None else clusters & found
-    return Spread(outer, clusters, proof.key)
+    return clusters
 
 
 def _outer(statement: Statement) -> Block:

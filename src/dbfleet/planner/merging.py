@@ -234,12 +234,16 @@ def order_of(facts: Facts, columns: Columns) -> tuple[Key, ...]:
         at = columns.at(expression)
         if at >= columns.width and getattr(expression, "contains_over_clause", False):
             raise Unproved("a window looks at rows of all shards")
-        column = columns.column(at)
-        nulls_first = bool(resolved.nulls_first)
-        if not resolved.nulls_first and not resolved.nulls_last:
-            nulls_first = resolved.descending == facts.engine.nulls_are_largest
-        keys.append(Key(column, bool(resolved.descending), nulls_first))
+        keys.append(key_of(facts, resolved, columns.column(at)))
     return tuple(keys)
+
+
+def key_of(facts: Facts, resolved: Any, column: Column) -> Key:
+    """One part of an order, with the vendor's place of NULL where it names none."""
+    nulls_first = bool(resolved.nulls_first)
+    if not resolved.nulls_first and not resolved.nulls_last:
+        nulls_first = resolved.descending == facts.engine.nulls_are_largest
+    return Key(column, bool(resolved.descending), nulls_first)
 
 
 def _check_distinct_on(query: Any) -> None:

@@ -19,7 +19,8 @@ from dbfleet.planner.merging import merge_of
 from dbfleet.planner.partials import aggregates, is_grouped_by_shard
 from dbfleet.planner.route import HOME, Intent, Route, Rung
 from dbfleet.planner.tables import Table
-from dbfleet.planner.uses import Facts, Statement, Use, uses_of
+from dbfleet.planner.unions import union_of
+from dbfleet.planner.uses import Clusters, Facts, Statement, Use, uses_of
 from dbfleet.topology import Topology
 
 
@@ -65,26 +66,38 @@ def _spread(
     """Every shard answers for its own rows; raises Unproved."""
     if facts.only_gather:
         raise Unproved("other rungs are switched off")
+    merge: Any
+    if statement.outer is not None and statement.outer.query.combinator:
+        merge, clusters = union_of(facts, statement, uses)
+        return _merged(facts, Rung.MERGE, merge, clusters, replica_ok)
     spread = spread_of(facts, statement, uses)
     if spread.clusters is not None and len(spread.clusters) < 2:
-        [shard] = facts.in_order(spread.clusters)
-        reason = "one shard answers for all rows"
-        return _one(facts, Intent.READ, shard, reason, replica_ok)
-    merge: Any
+        return _merged(facts, Rung.MERGE, None, spread.clusters, replica_ok)
     if aggregates(statement) and statement.locking:
         raise Unproved("it locks rows that it aggregates")
     if aggregates(statement) and not is_grouped_by_shard(statement, spread):
         rung, merge = Rung.PARTIAL, aggregate_of(facts, statement, spread)
-        reason = "each shard aggregates its own rows"
     else:
         rung, merge = Rung.MERGE, merge_of(facts, statement, spread)
-        reason = "each shard answers for its own rows"
+    return _merged(facts, rung, merge, spread.clusters, replica_ok)
+
+
+def _merged(
+    facts: Facts, rung: Rung, merge: Any, clusters: Clusters, replica_ok: bool
+) -> Route:
+    """What shards answer for their own rows; one of them has nothing to be merged."""
+    if clusters is not None and len(clusters) < 2:
+        [shard] = facts.in_order(clusters)
+        reason = "one shard answers for all rows"
+        return _one(facts, Intent.READ, shard, reason, replica_ok)
+    is_partial = rung is Rung.PARTIAL
+    does = "aggregates" if is_partial else "answers for"
     return Route(
         facts.alias,
         Intent.READ,
         rung,
-        facts.in_order(spread.clusters),
-        reason,
+        facts.in_order(clusters),
+        f"each shard {does} its own rows",
         replica_ok=replica_ok,
         merge=merge,
         epoch=facts.epoch,
