@@ -1,7 +1,8 @@
 """Routes of common querysets, as a person would read them.
 
-``plans.txt`` holds each queryset and its route; a change of a plan shows there, to be
-judged. Write it anew with ``DBFLEET_WRITE_PLANS=1`` and read the difference.
+``plans.txt`` holds each queryset and its route, ``gathered.txt`` those that no shard
+can answer for itself, with the reason; a change of a plan shows there, to be judged.
+Write both anew with ``DBFLEET_WRITE_PLANS=1`` and read the difference.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.postgres import aggregates
 from django.core.exceptions import EmptyResultSet
 from django.db import models
 from django.db.models import functions
@@ -25,6 +27,7 @@ from tests.planner import offline
 from tests.planner.offline import SHARDS, Fleet
 
 PLANS = Path(__file__).with_name("plans.txt")
+GATHERED = Path(__file__).with_name("gathered.txt")
 WRITES = os.environ.get("DBFLEET_WRITE_PLANS", "") not in {"", "0"}
 
 
@@ -34,9 +37,9 @@ def fleet() -> Iterator[Fleet]:
         yield found
 
 
-def _entries() -> Iterator[tuple[str, str, str]]:
-    """(what it is, its Python, its route), as the file has them."""
-    for entry in re.split(r"^# ", PLANS.read_text(), flags=re.MULTILINE)[1:]:
+def _entries(file: Path) -> Iterator[tuple[str, str, str]]:
+    """(what it is, its Python, its route), as a file has them."""
+    for entry in re.split(r"^# ", file.read_text(), flags=re.MULTILINE)[1:]:
         title, source, *route = entry.rstrip().split("\n\n")
         yield title, source, "\n".join(route)
 
@@ -44,7 +47,12 @@ def _entries() -> Iterator[tuple[str, str, str]]:
 def _route(fleet: Fleet, source: str) -> str:
     from tests.planner.store import models as store
 
-    names = {**vars(models), **vars(functions), **vars(store)}
+    names = {
+        **vars(models),
+        **vars(functions),
+        **vars(aggregates),
+        **vars(store),
+    }
     source, *notes = re.split(r" # ", source)
     try:
         route = fleet.plan(
@@ -56,15 +64,24 @@ def _route(fleet: Fleet, source: str) -> str:
     return text.replace(f"alias:    {fleet.topology.alias}\n", "")
 
 
-def test_plans_are_those_of_the_file(fleet: Fleet) -> None:
-    entries = list(_entries())
+@pytest.mark.parametrize("file", [PLANS, GATHERED], ids=lambda file: file.stem)
+def test_plans_are_those_of_the_file(fleet: Fleet, file: Path) -> None:
+    entries = list(_entries(file))
     assert len({title for title, *_ in entries}) == len(entries) > 20
     found = [(title, source, _route(fleet, source)) for title, source, _ in entries]
     if WRITES:
         texts = ["\n\n".join(entry) for entry in found]
-        PLANS.write_text("\n".join(f"# {text}\n" for text in texts))
+        file.write_text("\n".join(f"# {text}\n" for text in texts))
     for now, before in zip(found, entries, strict=True):
         assert now == before
+
+
+def test_what_is_gathered_says_why() -> None:
+    for title, _, route in _entries(GATHERED):
+        assert "rung:     gather" in route, title
+        assert re.search(r"^reason: .*, and \w", route, flags=re.MULTILINE), title
+    reasons = re.findall(r"^reason: .*, and (.*)$", GATHERED.read_text(), re.MULTILINE)
+    assert len(set(reasons)) > 20, "one reason each is enough"
 
 
 # -- what holds for every route -------------------------------------------------------

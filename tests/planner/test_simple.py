@@ -37,7 +37,7 @@ def test_the_planner_agrees(fleet: Fleet) -> None:
 
     agreed = 0
     names = {**vars(test_plan.models), **vars(functions), **vars(store)}
-    for title, source, _ in test_plan._entries():
+    for title, source, _ in test_plan._entries(test_plan.PLANS):
         queryset = eval(source.partition(" # ")[0], names)
         if not hasattr(queryset, "query"):
             continue

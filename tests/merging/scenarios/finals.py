@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from decimal import Decimal
 
+from django.db import connection
 from django.db.models import (
     Avg,
     BooleanField,
@@ -398,3 +399,21 @@ def check_what_stays_gathered() -> None:
         counted.annotate(d=StdDev("ratio", filter=Q(ratio__gt=0))).filter(d__gt=1),
     ):
         same(str(query.explain_route().rung), GATHER)
+
+
+def check_arrays_are_made_where_their_rows_are() -> None:
+    if connection.vendor != "postgresql":
+        return
+    from django.contrib.postgres.aggregates import ArrayAgg, StringAgg
+
+    arrays = {
+        "all": ArrayAgg("id", order_by="id"),
+        "some": ArrayAgg("score", order_by=["-score", "id"], filter=Q(flag=True)),
+        "names": StringAgg("name", Value("; "), order_by="id"),
+    }
+    for by, rung in (("owner", MERGE), ("flag", GATHER)):
+        agree(
+            Item,
+            lambda rows, by=by: rows.values_list(by).annotate(**arrays).order_by(by),
+            rung=rung,
+        )
