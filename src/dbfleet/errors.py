@@ -69,7 +69,7 @@ CATALOGUE: dict[str, str] = {
     "E408": "time-ordered ids are too far from home's clock",
     "E409": "the shard map does not cover a key",
     "E410": "a distributed engine cannot lock rows of several shard keys",
-    "E412": "a key cannot be placed on a shard",
+    "E413": "a key cannot be placed on a shard",
     # 5xx: gather
     "E501": "a query of several shards needs more rows than its limit",
     "E502": "a query of several shards needs more bytes than its limit",

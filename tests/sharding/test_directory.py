@@ -88,7 +88,7 @@ result |= {
         assert "Nothing was written" in error[2]
     assert found["before"][2:] == [0, ["a"]]
     codes = [error[1] for error in found["refused"]]
-    assert codes[:3] == ["dbfleet.E412"] * 3
+    assert codes[:3] == ["dbfleet.E413"] * 3
     assert codes[5:] == ["dbfleet.E409"] * 2
     texts = [error[2] for error in found["refused"]]
     assert "key 1 of alias 'default' is on shard 'a', and stays there" in texts[0]

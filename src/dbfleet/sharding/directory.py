@@ -209,7 +209,7 @@ def directory_of(alias: str) -> tuple[Any, Directory]:
     topology = getattr(wrapper, "topology", None)
     if topology is None or not isinstance(topology.map, maps.DirectoryMap):
         raise PlacementRefused(
-            "E412",
+            "E413",
             f"alias {alias!r} has no directory to place keys in: declare it with "
             "map=DirectoryMap(…), before it has rows",
         )
@@ -225,7 +225,7 @@ def place(alias: str, key: Any, shard: str) -> None:
     Committed at once, whatever transaction is open (on SQLite: with it); said again it
     does nothing. A connection to home and four round trips.
 
-    Raises PlacementRefused (E412) where the key is of another type or has another shard
+    Raises PlacementRefused (E413) where the key is of another type or has another shard
     already, whose rows would not be found any more, and where the alias has no
     directory or no such shard.
     """
@@ -233,19 +233,19 @@ def place(alias: str, key: Any, shard: str) -> None:
     if shard not in wrapper.topology.shards:
         known = ", ".join(wrapper.topology.shards)
         raise PlacementRefused(
-            "E412", f"alias {alias!r} has no shard {shard!r}; it has {known}"
+            "E413", f"alias {alias!r} has no shard {shard!r}; it has {known}"
         )
     if not directory.takes(key):
         kind = wrapper.topology.map.key_type.__name__
         raise PlacementRefused(
-            "E412",
+            "E413",
             f"{key!r} is no key of the directory of {alias!r}, whose keys are of the "
             f"type {kind}; nothing was placed",
         )
     now = directory.put(key, shard, wrapper)
     if now != shard:
         raise PlacementRefused(
-            "E412",
+            "E413",
             f"key {key!r} of alias {alias!r} is on shard {now!r}, and stays there: its "
             f"rows would not be found on {shard!r}",
         )
