@@ -69,6 +69,8 @@ CATALOGUE: dict[str, str] = {
     "E408": "time-ordered ids are too far from home's clock",
     "E409": "the shard map does not cover a key",
     "E410": "a distributed engine cannot lock rows of several shard keys",
+    "E411": "a row cannot change its shard with the rows that refer to it",
+    "E412": "more rows would change their shard than the limit",
     "E413": "a key cannot be placed on a shard",
     # 5xx: gather
     "E501": "a query of several shards needs more rows than its limit",
@@ -118,6 +120,10 @@ class CrossAliasQuery(RouteRefused):
 
 class GatherLimitExceeded(RouteRefused):
     """A gather, or groups to be combined, would pass a limit; nothing was changed."""
+
+
+class MoveRefused(RouteRefused):
+    """Rows cannot change their shard as a statement says; nothing was written."""
 
 
 class PageTooDeep(RouteRefused):

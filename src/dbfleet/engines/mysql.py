@@ -283,8 +283,11 @@ class MySQLEngine(MySQLMerging, GtidPositions):
             )
         )
         names = ", ".join(map(quote_name, columns))
+        # A locking read: the snapshot of a transaction may be older than its locks.
         rows = self.fetch(
-            source, f"SELECT {names} FROM {quote_name(table)} WHERE {where}", params
+            source,
+            f"SELECT {names} FROM {quote_name(table)} WHERE {where} FOR UPDATE",
+            params,
         )
         one = "(" + ", ".join(["%s"] * len(columns)) + ")"
         for start in range(0, len(rows), _BATCH_ROWS):

@@ -159,5 +159,5 @@ class CoordinatedWriter(_Coordinated, KeyedWriter):
             (key.column, stored[1]),
         )
 
-    def _move(self, cluster: str, pks: list[tuple[Any, ...]]) -> None:
+    def mover(self, written: set[str]) -> None:
         """Nothing is left to move: each step moved its own."""

@@ -20,10 +20,10 @@ from django.db.models.sql.constants import ROW_COUNT
 from django.db.models.sql.subqueries import DeleteQuery, UpdateQuery
 from django.db.models.sql.where import AND
 
-from dbfleet.errors import RouteRefused
 from dbfleet.planner.pushdown import conjuncts, is_local_to
 from dbfleet.relations.constraints import is_holdable
 from dbfleet.sharding.claims import Claim
+from dbfleet.sharding.moves import Mover
 from dbfleet.sharding.writer import Writer
 
 #: Django 6.1 and later let the database act on a delete
@@ -180,6 +180,11 @@ class KeyedWriter(Writer):
             # Every claim names its row by the primary key, and the shard it is on.
             rules = list(self.rules)
         before = self._claims_in(steps, rules, locks=True)
+        mover = self.mover(written)
+        places = [(step, c) for step in steps for c in self._clusters(step.shard)]
+        if mover is not None:
+            for step, cluster in places:
+                mover.look(cluster, step.pks)
         count = 0
         for step in steps:
             counts = [
@@ -187,14 +192,23 @@ class KeyedWriter(Writer):
                 for c in self._clusters(step.shard)
             ]
             count += max(counts) if self.table.is_reference else sum(counts)
-        for step in steps:
-            pks = self._new_pks(step)
-            for cluster in self._clusters(step.shard):
-                if moves:
-                    self._move(cluster, pks)
-        after = self._claims_in(steps, rules, is_written=True, everywhere=moves)
-        self.claims(rules).change(before, after)
+        if mover is None:
+            after = self._claims_in(steps, rules, is_written=True)
+            self.claims(rules).change(before, after)
+            return count
+        for step, cluster in places:
+            mover.move(cluster, self._new_pks(step))
+        self.claims(rules).change(before, mover.claims_now(rules))
+        mover.change_claims()
         return count
+
+    def mover(self, written: set[str]) -> Mover | None:
+        """What carries rows to other shards, if writing these columns may do that."""
+        return (
+            Mover(self, written)
+            if self.routing.moves_rows(self.table, written)
+            else None
+        )
 
     def _update(self, cluster: str, step: Step, order_by: Any, *, moves: bool) -> int:
         update = UpdateQuery(self.table.opts.model)
@@ -218,51 +232,6 @@ class KeyedWriter(Writer):
             for pk in step.pks
         ]
 
-    def _move(self, cluster: str, pks: list[tuple[Any, ...]]) -> None:
-        """Rows of a cluster that now belong elsewhere: copy them there, delete."""
-        node = self.routing.node(cluster, is_write=True)
-        engine, quote = self.facts.engine, self.wrapper.ops.quote_name
-        fields = list(self.table.key_fields)
-        hop = self.table.key_path[0] if self.table.key_path else None
-        if hop is not None:
-            fields = [self.table.opts.get_field(hop.field)]
-        wanted = [*self.table.pk_fields, *fields]
-        where, params = self.by_pk(pks)
-        name = quote(self.table.name)
-        rows = engine.fetch(
-            node,
-            f"SELECT {', '.join(quote(f.column) for f in wanted)} "
-            f"FROM {name} WHERE {where}",
-            params,
-        )
-        parents = (
-            self.routing.locate(hop, {row[-1] for row in rows}) if hop and rows else {}
-        )
-        for row in rows:
-            pk, key = row[: len(self.table.pk_fields)], row[len(self.table.pk_fields) :]
-            target = (
-                self.facts.shard_of(tuple(fields), tuple(key))
-                if hop is None
-                else parents.get(key[0])
-            )
-            if target in (None, cluster):
-                continue
-            self._refuse_children()
-            spot, values = self.by_pk([pk])
-            there = self.routing.node(target, is_write=True)
-            engine.copy_rows(node, there, self.table.name, spot, values)
-            engine.run(node, f"DELETE FROM {name} WHERE {spot}", values).close()
-
-    def _refuse_children(self) -> None:
-        for child in self.facts.tables.all(self.table.opts.apps).values():
-            if any(hop.table == self.table.name for hop in child.key_path):
-                raise RouteRefused(
-                    "E404",
-                    f"a row of {self.table.label} would change its shard, and "
-                    f"{child.label} lives with it: insert a new row, let the rows of "
-                    f"{child.label} refer to it, and delete the old one",
-                )
-
     # -- claims -------------------------------------------------------------------
 
     def _claims_in(
@@ -272,7 +241,6 @@ class KeyedWriter(Writer):
         *,
         locks: bool = False,
         is_written: bool = False,
-        everywhere: bool = False,
     ) -> list[Claim]:
         """What the rows of the steps claim; one round trip for each cluster of each."""
         found: list[Claim] = []
@@ -281,9 +249,7 @@ class KeyedWriter(Writer):
             where, params = self.by_pk(pks)
             if locks:
                 where += self.locking(pks)
-            for cluster in (
-                self.facts.shards if everywhere else self._clusters(step.shard)
-            ):
+            for cluster in self._clusters(step.shard):
                 node = self.routing.node(cluster, is_write=True)
                 found += self.claims(rules).of_rows(node, where, params, cluster)
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from django.db import IntegrityError, transaction
+from django.db import DataError, IntegrityError, transaction
 from django.db.models import (
     Case,
     Count,
@@ -22,7 +22,6 @@ from django.db.models import (
 from django.db.models.functions import Cast, Concat, Now, Random, Substr
 from django.db.models.signals import post_delete
 
-from dbfleet.errors import RouteRefused
 from tests.sharding.scenarios import (
     NODES,
     apart,
@@ -193,24 +192,43 @@ def check_a_child_moves_to_its_new_parent() -> None:
         Crate.objects.create(depot=first, label="two")
 
 
-def check_a_parent_with_children_does_not_move() -> None:
-    here, there = apart(Depot)
+def check_a_parent_moves_with_its_children() -> None:
+    here, there, third = apart(Depot, 3)
     depot = Depot.objects.create(region=here)
-    crate = Crate.objects.create(depot=depot, label="one")
-    with refused(RouteRefused, "shop.Depot", "shop.Crate", "dbfleet.E404"):
-        Depot.objects.filter(pk=depot.pk).update(region=there)
-    depot.region = there
-    with refused(RouteRefused, "dbfleet.E404"), transaction.atomic():
+    crates = [Crate.objects.create(depot=depot, label=text) for text in "ab"]
+    other = Crate.objects.create(depot=Depot.objects.create(region=here), label="c")
+    for region in (there, third):
+        same(Depot.objects.filter(pk=depot.pk).update(region=region), 1)
+        spot = (shard_of(Depot, region),)
+        same(places(Depot)[depot.pk], spot)
+        expected = {crate.pk: spot for crate in crates}
+        same(places(Crate), {**expected, other.pk: (shard_of(Depot, here),)})
+        same(Crate.objects.filter(depot__region=region).count(), 2)
+    with refused(IntegrityError):
+        Crate.objects.create(depot=other.depot, label="a")
+    held = claims()
+    depot.region = here
+    with refused(ZeroDivisionError), transaction.atomic():
         depot.save()
-    same(Depot.objects.get().region, here)
-    same(places(Depot), {depot.pk: (shard_of(Depot, here),)})
-    same(places(Crate), {crate.pk: (shard_of(Depot, here),)})
+        same(places(Crate)[crates[0].pk], spot)
+        _ = 1 / 0
+    same((places(Crate)[crates[0].pk], claims()), (spot, held))
+    depot.save()
+    same(set(places(Crate).values()), {(shard_of(Depot, here),)})
     # The same shard is no move.
     stays = next(
         n for n in range(100, 1000) if shard_of(Depot, n) == shard_of(Depot, here)
     )
-    same(Depot.objects.update(region=stays), 1)
-    same(Crate.objects.get(depot__region=stays), crate)
+    same(Depot.objects.filter(pk=depot.pk).update(region=stays), 1)
+    same(Crate.objects.filter(depot__region=stays).count(), 2)
+
+
+def check_a_child_does_not_move_to_a_parent_that_is_not_there() -> None:
+    depot = Depot.objects.create(region=1)
+    crate = Crate.objects.create(depot=depot, label="one")
+    with refused(DataError, "shop.Crate", "has no row", "dbfleet.E404"):
+        Crate.objects.filter(pk=crate.pk).update(depot=depot.pk + 1000)
+    same(Crate.objects.get().depot, depot)
 
 
 def check_reference_rows_stay_the_same_on_every_node() -> None:
