@@ -19,6 +19,7 @@ from typing import Any
 
 from django.db.models import ForeignKey
 
+from dbfleet import conf
 from dbfleet.errors import InvalidShardKey, MoveRefused, NullShardKey
 from dbfleet.placement import alias_for
 from dbfleet.planner.tables import Table
@@ -48,7 +49,8 @@ class Mover:
         self.routing, self.wrapper = writer.routing, writer.wrapper
         self.engine, self.facts = writer.facts.engine, writer.facts
         self._quote = self.wrapper.ops.quote_name
-        self._left = self.facts.topology.gather.max_rows
+        self._limit = conf.settings().gather_for(self.facts.topology).max_rows
+        self._left = self._limit
         #: foreign keys to columns that the UPDATE writes, and what they referred to
         self._referring = [
             field for field in self._foreign_keys() if _target(field).column in written
@@ -232,12 +234,11 @@ class Mover:
     def _count(self, rows: Sequence[Row], table: Table) -> None:
         self._left -= len(rows)
         if self._left < 0:
-            limit = self.facts.topology.gather.max_rows
             raise MoveRefused(
                 "E412",
                 f"rows of {self.table.label} on {self.facts.alias!r} would change "
                 f"their shard, and with what lives with them they are more than "
-                f"{limit}, of which the last are of {table.label}; nothing was "
+                f"{self._limit}, of which the last are of {table.label}; nothing was "
                 "written: write fewer rows at once, or raise GATHER['MAX_ROWS']",
             )
 
