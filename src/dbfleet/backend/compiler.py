@@ -20,6 +20,9 @@ from django.db.models.sql.compiler import (
 from dbfleet.planner.blocks import Shape, groups_by_key
 from dbfleet.planner.merging import Sql
 
+#: attribute -> id of an object -> value
+Settled = dict[str, dict[int, Any]]
+
 
 @lru_cache(maxsize=256)
 def fleet_compiler(vendor_compiler: type, *, is_sharded: bool) -> type:
@@ -185,15 +188,19 @@ class ClusterReadMixin:
 class InsertMixin(CompilerMixin):
     """INSERT; values that decide a shard are fixed before its SQL is made."""
 
-    #: (object, attribute) -> value, where it had to be known before the SQL
-    settled: dict[tuple[int, str], Any] | None = None
+    def hold(self, settled: Settled) -> None:
+        """Take these values instead of what ``pre_save`` would give; {} ends that."""
+        self.__dict__.pop("pre_save_val", None)
+        if settled:  # otherwise not even a call is added for each value of each row
+            given: Any = super().pre_save_val  # type: ignore[misc]
 
-    def pre_save_val(self, field: Any, obj: Any) -> Any:
-        if self.settled:
-            key = (id(obj), field.attname)
-            if key in self.settled:
-                return self.settled[key]
-        return super().pre_save_val(field, obj)  # type: ignore[misc]
+            def pre_save_val(field: Any, obj: Any) -> Any:
+                known = settled.get(field.attname)
+                if known is not None and id(obj) in known:
+                    return known[id(obj)]
+                return given(field, obj)
+
+            self.__dict__["pre_save_val"] = pre_save_val
 
     def execute_sql(self, returning_fields: Any = None) -> Any:
         return self.connection.routing.writes.insert(

@@ -6,7 +6,7 @@ written by key; what it cannot hold, unique values over all rows, claims hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -60,6 +60,14 @@ class DistributedRouting(Routing):
                 f"NULL: set {field.name} before the row is saved",
             )
         return HOME
+
+    def shards_of(
+        self, fields: tuple[Any, ...], columns: Sequence[Sequence[Any]]
+    ) -> list[str]:
+        return [self.shard_of(fields, key) for key in zip(*columns, strict=True)]
+
+    def learn(self, fields: tuple[Any, ...], found: Any) -> None:
+        """Nothing: the engine places its rows itself."""
 
     def find_shard(
         self, fields: tuple[Any, ...], values: tuple[Any, ...]

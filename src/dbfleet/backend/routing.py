@@ -6,7 +6,7 @@ lasts for one statement; a wrapper belongs to one thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -82,7 +82,7 @@ class Routing(Binding, ShardRows):
             lookup_fields=self.lookup_fields,
             find_shard=self.find_shard,
             shards_in=None if self.topology.map is None else self.shards_in,
-            learn=partial(self.learn, assigns=False),
+            learn=self.learn,
             read_epoch=partial(ledger.known_epoch, self.wrapper),
             only_scatter=forced.only_scatter,
         )
@@ -95,10 +95,28 @@ class Routing(Binding, ShardRows):
             raise keys.uncovered(self.topology, fields, values)
         return shard
 
-    def learn(self, fields: tuple[Any, ...], found: Any, *, assigns: bool) -> None:
-        """Many keys are about to be found, or stored: a directory is asked once."""
+    def learn(self, fields: tuple[Any, ...], found: Any) -> None:
+        """Many keys are about to be looked for: a directory is asked once."""
         known = ledger.shard_map(self.wrapper)
-        known.learn(fields, found, self.wrapper, assigns=assigns)
+        known.learn(fields, found, self.wrapper, assigns=False)
+
+    def shards_of(
+        self, fields: tuple[Any, ...], columns: Sequence[Sequence[Any]]
+    ) -> list[str]:
+        """The shards of many rows, given by the columns of their keys; in order.
+
+        Raises as :meth:`shard_of`.
+        """
+        known = ledger.shard_map(self.wrapper)
+        known.learn(fields, zip(*columns, strict=True), self.wrapper, assigns=True)
+
+        def place(values: tuple[Any, ...]) -> str:
+            shard = known.assign(fields, values, self.wrapper)
+            if shard is None:
+                raise keys.uncovered(self.topology, fields, values)
+            return shard
+
+        return keys.each_once(place, columns)
 
     def find_shard(
         self, fields: tuple[Any, ...], values: tuple[Any, ...]

@@ -16,6 +16,7 @@ from dbfleet.planner.blocks import block_of
 from dbfleet.planner.plan import limited_to, plan_write
 from dbfleet.planner.route import HOME, Route, Rung
 from dbfleet.planner.tables import Table
+from dbfleet.sharding.branches import has_branches
 from dbfleet.sharding.inplace import update_in_place
 from dbfleet.sharding.inserts import Inserter
 from dbfleet.sharding.keyed import KeyedWriter
@@ -115,6 +116,8 @@ class Writes:
             hasattr(value, "resolve_expression") for _, _, value in values
         ):
             return True  # evaluated once, or nodes could differ
+        if len(route.clusters) > 1 and has_branches(values):
+            return True  # each shard is told of its own rows
         columns = {field.column for field, _, _ in values}
         changes_key = self.routing.moves_rows(writer.table, columns)
         return changes_key or any(rule.columns & columns for rule in writer.rules)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import itertools
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,9 @@ LEFT_KEPT = datetime.timedelta(days=8)
 LEFT_BETWEEN_PRUNING = 1000
 _leavings = itertools.count(1)
 
-_COLUMNS = ("claim", "table_name", "row_key", "constraint_name", "shard", "gid")
+_COLUMNS = ("claim", "row_key", "table_name", "constraint_name", "shard", "gid")
+#: a name that is itself in quotes, on every server
+_is_bare = re.compile(r"[A-Za-z0-9_]*").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,17 +313,21 @@ class Claims:
         return frozenset(lost)
 
     def _insert(self, batch: Sequence[Claim], verb: str, suffix: str) -> None:
-        one = "(" + ", ".join(["%s"] * len(_COLUMNS)) + ")"
         gid_of = self.wrapper.transaction.gid_of
-        values: list[Any] = []
+        rows: list[str] = []
+        params: list[str] = []
         for c in batch:
-            values += [c.claim, self.table.name, c.row_key, c.rule]
-            values += [c.shard, gid_of(c.shard)]
+            # Digests need no quoting, and parameters take a driver long to put in.
+            digests = f"'{c.claim}', '{c.row_key}'"
+            names = [self.table.name, c.rule, c.shard, gid_of(c.shard)]
+            texts = [f"'{name}'" if _is_bare(name) else "%s" for name in names]
+            params += [name for name in names if not _is_bare(name)]
+            rows.append(f"({digests}, {', '.join(texts)})")
         self.engine.run(
             self.wrapper,
             f"{verb} dbfleet_unique ({', '.join(_COLUMNS)}) VALUES "
-            f"{', '.join([one] * len(batch))} {suffix}",
-            values,
+            f"{', '.join(rows)} {suffix}",
+            params or None,
         ).close()
 
     def release(self, claims: Collection[Claim]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from django.db.models import Subquery
+from django.db.models import Field, Subquery
 from django.db.models.constants import OnConflict
 from django.db.models.expressions import DatabaseDefault
 from django.db.utils import ProgrammingError
@@ -32,7 +32,7 @@ from dbfleet.sharding.writer import Writer
 class Inserter(Writer):
     """Inserts objects into one table."""
 
-    _settled: dict[tuple[int, str], Any] | None = None
+    _settled: dict[str, dict[int, Any]] | None = None
     _gave_uuids = False
 
     def insert(
@@ -52,7 +52,8 @@ class Inserter(Writer):
         finally:
             # What one database would tell is what RETURNING gave, and Django sets.
             restore()
-            compiler.settled = self._settled = None
+            self._settled = None
+            compiler.hold({})
 
     def _insert(
         self, compiler: Any, execute: Callable[..., Any], returning: Any
@@ -183,23 +184,29 @@ class Inserter(Writer):
         query, keys = compiler.query, self.table.key_fields
         if self.table.is_reference:
             keys = tuple(query.fields)  # every node has to store the same
-        settled: dict[tuple[int, str], Any] = {}
+        settled: dict[str, dict[int, Any]] = {}
         for field in {*query.fields, *keys}:
+            is_key = field in keys
+            name, changes = field.attname, is_key and not query.raw and _changes(field)
+            kinds = {type(getattr(obj, name)) for obj in query.objs}
+            if not changes and not any(map(_is_expression, kinds)):
+                continue  # the usual field: what the object has is what is stored
             for obj in query.objs:
-                value = getattr(obj, field.attname)
-                if field in keys and not query.raw:
+                value = getattr(obj, name)
+                if changes:
                     value = field.pre_save(obj, add=True)
-                elif not hasattr(value, "resolve_expression"):
+                elif not _is_expression(value):
                     continue
-                if self._is_to_compute(value, is_key=field in keys):
+                if self._is_to_compute(value, is_key=is_key):
                     value = self._computed(compiler, value)
-                elif field not in keys:
+                elif not is_key:
                     continue
-                settled[id(obj), field.attname] = value
-        compiler.settled = self._settled = settled
+                settled.setdefault(name, {})[id(obj)] = value
+        self._settled = settled
+        compiler.hold(settled)
 
     def _is_to_compute(self, value: Any, *, is_key: bool) -> bool:
-        if not hasattr(value, "resolve_expression"):
+        if not _is_expression(value):
             return False
         return is_key or any(isinstance(part, Subquery) for part in value.flatten())
 
@@ -212,21 +219,21 @@ class Inserter(Writer):
         return self.routing.computed(compiler, resolved)
 
     def _groups(self, objs: Sequence[Any]) -> dict[str, list[int]]:
+        """Shard -> where in ``objs`` its rows are."""
         groups: dict[str, list[int]] = {}
-        parents: dict[Any, str] = {}
-        attname = ""
         if self.table.key_path:
             parents = self._parents(objs)
-            attname = self.table.opts.get_field(self.table.key_path[0].field).attname
-        elif len(objs) > 1 and (fields := self.table.key_fields):
-            found = [tuple(self._value(obj, field) for field in fields) for obj in objs]
-            self.routing.learn(fields, found, assigns=True)
-        for at, obj in enumerate(objs):
-            shard = parents[getattr(obj, attname)] if parents else self._shard_of(obj)
+            name = self.table.opts.get_field(self.table.key_path[0].field).attname
+            shards = [parents[getattr(obj, name)] for obj in objs]
+        else:
+            fields = self._key_fields()
+            columns = [self._values(objs, field) for field in fields]
+            shards = self.routing.shards_of(fields, columns)
+        for at, shard in enumerate(shards):
             groups.setdefault(shard, []).append(at)
         return groups
 
-    def _shard_of(self, obj: Any) -> str:
+    def _key_fields(self) -> tuple[Any, ...]:
         fields = self.table.key_fields
         if not fields:
             raise RouteRefused(
@@ -234,13 +241,18 @@ class Inserter(Writer):
                 f"{self.table.label} has no shard key at this point of its history; "
                 "rows can be written once the field exists",
             )
-        values = tuple(self._value(obj, field) for field in fields)
-        return self.facts.shard_of(fields, values)
+        return fields
+
+    def _values(self, objs: Sequence[Any], field: Any) -> list[Any]:
+        """What will be stored for a field, as far as it is known before the SQL."""
+        name = field.attname
+        known = (self._settled or {}).get(name)
+        if known is None:
+            return [getattr(obj, name) for obj in objs]
+        return [known.get(id(obj), getattr(obj, name)) for obj in objs]
 
     def _value(self, obj: Any, field: Any) -> Any:
-        if self._settled and (id(obj), field.attname) in self._settled:
-            return self._settled[id(obj), field.attname]
-        return getattr(obj, field.attname)
+        return self._values([obj], field)[0]
 
     def _parents(self, objs: Sequence[Any]) -> dict[Any, str]:
         """Where the parent rows are that these objects live with."""
@@ -438,3 +450,13 @@ class Inserter(Writer):
     def _returned(self, pk: Any, returning: Any) -> Any:
         names = [field.attname for field in returning]
         return self._objects().filter(pk=pk).values_list(*names).get()
+
+
+def _is_expression(value: Any) -> bool:
+    """Whether a value, or a type of values, is computed by the database."""
+    return hasattr(value, "resolve_expression")
+
+
+def _changes(field: Any) -> bool:
+    """Whether a field may store another value than its object has, or set it then."""
+    return type(field).pre_save is not Field.pre_save

@@ -22,6 +22,7 @@ from django.db.models.sql.where import AND
 
 from dbfleet.planner.pushdown import conjuncts, is_local_to
 from dbfleet.relations.constraints import is_holdable
+from dbfleet.sharding import branches
 from dbfleet.sharding.claims import Claim
 from dbfleet.sharding.moves import Mover
 from dbfleet.sharding.writer import Writer
@@ -103,11 +104,38 @@ class KeyedWriter(Writer):
             and (self.is_picked(field) or (computes and _needs_tables(value, original)))
         ]
         with self.transaction.statement():
-            rows = self.pick(original, extra)
-            self._conditions = self._own_conditions(original)
+            rows = None if extra else self._listed(original)
+            if rows is None:
+                rows = self.pick(original, extra)
+                self._conditions = self._own_conditions(original)
             steps = list(self._steps(rows, values, names, [name for name, _ in extra]))
+            self._narrow(steps)
             count = self._write(steps, values, order_by)
             return count, self.read_back(steps, returning)
+
+    def _listed(self, query: Query) -> list[Any] | None:
+        """As :meth:`pick`, without a round trip, where the filters list primary keys
+        that are the shard keys; there may be no such rows."""
+        table = self.table
+        if not table.is_sharded or table.key_fields != table.pk_fields:
+            return None
+        if self.routing.pinned_shard() is not None:
+            return None
+        if not all(map(self.facts.is_exact, table.pk_fields)):
+            return None
+        found = branches.listed(query, table)
+        return None if found is None else [(value, value) for value in found]
+
+    def _narrow(self, steps: Sequence[Step]) -> None:
+        """Leave the branches of ``bulk_update`` to the shards of their rows."""
+        if len(steps) < 2 or len(self.table.pk_fields) > 1:
+            return
+        every = {pk for step in steps for (pk,) in step.pks}
+        for step in steps:
+            elsewhere = every.difference(pk for (pk,) in step.pks)
+            step.values = branches.narrowed(
+                step.values, self.table.pk_fields[0], elsewhere
+            )
 
     def is_picked(self, field: Any) -> bool:
         """Whether an expression for this column is computed before rows are written."""

@@ -11,7 +11,7 @@ import datetime
 import decimal
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.db.models import IntegerField
@@ -21,6 +21,8 @@ from dbfleet.topology import Topology
 from dbfleet.topology.maps import DirectoryMap
 
 _UTC = datetime.UTC
+#: types of which equal values are one key
+_PLAIN = frozenset({int, str, uuid.UUID})
 
 
 def target_of(field: Any) -> Any:
@@ -98,6 +100,15 @@ def slot_of(
     Raises NullShardKey for a part that is None, InvalidShardKey for a value that
     its field cannot hold.
     """
+    value = values[0]
+    if (
+        len(values) == 1
+        and type(value) is int
+        and isinstance(target_of(fields[0]), IntegerField)
+    ):
+        part = b"i%d" % value  # the usual key, as below
+        found = hashlib.blake2b(len(part).to_bytes(4, "big") + part, digest_size=8)
+        return int.from_bytes(found.digest(), "big") % slots
     digest = hashlib.blake2b(digest_size=8)
     for field, value in zip(fields, values, strict=True):
         if value is None:
@@ -108,6 +119,26 @@ def slot_of(
             raise _invalid(field, value, error) from error
         digest.update(len(part).to_bytes(4, "big") + part)
     return int.from_bytes(digest.digest(), "big") % slots
+
+
+def each_once(
+    place: Callable[[tuple[Any, ...]], str], columns: Sequence[Sequence[Any]]
+) -> list[str]:
+    """``place`` of each key; of keys that are surely the same, it is asked once."""
+    if len(columns) > 1:
+        return list(map(place, zip(*columns, strict=True)))
+    found: list[str] = []
+    known: dict[Any, str] = {}
+    for value in columns[0]:
+        # Values of other types may be equal here and two keys, such as 1 and True.
+        is_plain = type(value) in _PLAIN
+        shard = known.get(value) if is_plain else None
+        if shard is None:
+            shard = place((value,))
+            if is_plain:
+                known[value] = shard
+        found.append(shard)
+    return found
 
 
 def value_of(field: Any, value: Any, connection: Any) -> Any:

@@ -65,9 +65,11 @@ class Writer:
             for row in rows
         ]
         if len(fields) == 1:
-            marks = ", ".join(["%s"] * len(prep))
-            return f"{quote(fields[0].column)} IN ({marks})", [
-                v for r in prep for v in r
-            ]
+            values = [value for [value] in prep]
+            column = quote(fields[0].column)
+            if all(type(value) is int for value in values):
+                # Thousands of numbers are read much faster than so many parameters.
+                return f"{column} IN ({', '.join(map(str, values))})", []
+            return f"{column} IN ({', '.join(['%s'] * len(values))})", values
         one = "(" + " AND ".join(f"{quote(f.column)} = %s" for f in fields) + ")"
         return " OR ".join([one] * len(prep)), [v for r in prep for v in r]
