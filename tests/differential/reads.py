@@ -388,6 +388,9 @@ class Reads(Conditions):
             )
             tail = self._sliced() if self.chance(0.35) else ""
         code = Code(f"{model.__name__}.objects.all()", tuple(steps), glue="", tail=tail)
+        if self.chance(0.2):
+            last = self.one((".count()", ".aggregate(s=Sum('a0'), n=Count('*'))"))
+            return Case(Code("", (code,), tail=last, least=1), Expected())
         return self._rows(call("list", code), ordered=is_total, merges=True)
 
     def _aggregated(self) -> Case:

@@ -76,20 +76,18 @@ class CompilerMixin:
         hidden = [(None, sql, None) for sql in self.appended]
         if not self.is_partial:
             return [*extra, *hidden], ordering, grouping
-        more = [] if self.split is None else [self.split]
-        return self._without_blank([*extra, *hidden]), [], [*grouping, *more]
+        self._choose([*extra, *hidden])
+        return [], [], grouping if self.split is None else [*grouping, self.split]
 
-    def _without_blank(self, extra: list[Any]) -> list[Any]:
-        """The columns after those of ``select``, NULL for what nobody needs: GROUP BY
+    def _choose(self, more: list[Any]) -> None:
+        """Select these as well, of all groups, and NULL for what nobody needs: GROUP BY
         may name a column by its place."""
         compiler: Any = self
         compiler.having = None
-        every = [
+        compiler.select = [
             (expression, ("NULL", ()) if at in self.blank else sql, alias)
-            for at, (expression, sql, alias) in enumerate([*compiler.select, *extra])
+            for at, (expression, sql, alias) in enumerate([*compiler.select, *more])
         ]
-        compiler.select = every[: len(compiler.select)]
-        return every[len(compiler.select) :]
 
     def _shape(self, extra: Any, ordering: Any, grouping: Any) -> Shape:
         compiler: Any = self

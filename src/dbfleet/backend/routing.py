@@ -505,13 +505,12 @@ class Routing(Binding, ShardRows):
         others."""
         if route.merge is None:
             return None
-        compiler = statement.outer
         most = conf.settings().gather_for(self.topology).max_rows
         merger = Merger(
             self,
             route,
-            compiler.query,
-            shard_sql(compiler, route, statement.outer_sql, most),
+            statement.outer.query,
+            shard_sql(statement, route, most),
             partial(self._gather_instead, statement),
         )
         return partial(self._merge_cursor, merger)

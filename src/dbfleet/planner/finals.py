@@ -32,19 +32,32 @@ from dbfleet.planner.partials import (
     Finish,
     Partial,
     combine_of,
+    fix_shard,
     has_hidden_digits,
     partial_of,
     split_of,
 )
-from dbfleet.planner.repeatable import unrepeatable_part
+from dbfleet.planner.repeatable import parts_of, unrepeatable_part
 from dbfleet.planner.uses import Facts, Statement
 
 
 def aggregate_of(facts: Facts, statement: Statement, spread: Spread) -> Partial:
     """How the aggregates of a statement become its answer; raises Unproved."""
-    if _needs_finish(statement):
+    if statement.outer.query is not spread.block.query:
+        if _is_of_groups(spread):
+            return _Finals(facts, statement, spread).partial()
+    elif _needs_finish(statement):
         return _Finals(facts, statement, spread).partial()
     return partial_of(facts, statement, spread)
+
+
+def _is_of_groups(spread: Spread) -> bool:
+    """Whether a subquery that is aggregated has rows made of rows of several shards."""
+    query, shape = spread.block.query, spread.block.compiler.shape
+    if query.group_by is not None:
+        return not fix_shard(shape.grouped, spread) or query.is_sliced
+    chosen = [expression for expression, _, _ in shape.chosen]
+    return bool(query.distinct) and not fix_shard(chosen, spread)
 
 
 def _needs_finish(statement: Statement) -> bool:
@@ -92,31 +105,42 @@ class _Finals:
 
     def __init__(self, facts: Facts, statement: Statement, spread: Spread) -> None:
         self.facts, self.spread = facts, spread
-        self.compiler = statement.outer
-        self.query, self.shape = statement.outer.query, statement.outer.shape
-        if not facts.engine.can_finish:
-            raise Unproved("an aggregate stands within an expression")
-        if self.query is not spread.block.query:
-            raise Unproved("it aggregates what was aggregated")
-        if self.query.distinct and (self.query.distinct_fields or self.shape.ordering):
-            raise Unproved("it keeps distinct ones of what is aggregated, in an order")
-        if self.shape.has_having and not self.shape.grouped:
-            raise Unproved("its HAVING looks at all rows as one group")
-        self.columns = Columns(facts, statement)
+        self.compiler = spread.block.compiler
+        self.query, self.shape = spread.block.query, self.compiler.shape
+        #: what aggregates the rows of the finished groups, if anything does
+        self.outer = None
+        if statement.outer.query is not self.query:
+            self.outer = statement.outer
+        self._check()
+        self.columns = Columns(facts, self.compiler)
         #: grouped expression -> its place in a shard's row
         self.grouped: dict[Any, int] = {}
         self.groups: dict[int, Column] = {}
         self.combines: dict[int, Combine] = {}
         self.carried: list[Column] = []
 
+    def _check(self) -> None:
+        if not self.facts.engine.can_finish:
+            raise Unproved("an aggregate stands within an expression")
+        if self.query.distinct and (self.query.distinct_fields or self.shape.ordering):
+            raise Unproved("it keeps distinct ones of what is aggregated, in an order")
+        if self.shape.has_having and not self.shape.grouped:
+            raise Unproved("its HAVING looks at all rows as one group")
+        if self.outer is None:
+            return
+        for expression, _, _ in self.outer.shape.chosen:
+            if any(isinstance(part, Subquery) for part in parts_of(expression)):
+                raise Unproved("a subquery stands beside its aggregates")
+
     def partial(self) -> Partial:
-        for expression in map(bare, self.shape.grouped):
+        grouped = self.shape.grouped
+        if self.query.group_by is None and self.query.distinct:
+            grouped = [expression for expression, _, _ in self.shape.chosen]
+        for expression in map(bare, grouped):
             at = self.columns.stored_at(expression)
             self.grouped[expression] = at
             self.groups[at] = self.columns.column(at)
         finish = self._finish()
-        if not finish.carried:
-            raise Unproved("nothing of its aggregates is asked for")
         combines = tuple(self.combines.values())
         needed = {at for one in combines for at in (one.at, *one.parts)}
         blank = frozenset(
@@ -124,19 +148,26 @@ class _Finals:
             for at, (expression, _, _) in enumerate(self.shape.chosen)
             if getattr(expression, "contains_aggregate", False) and at not in needed
         )
-        query, columns = self.query, self.columns
-        merge = Merge(
-            columns.width, (), columns.hidden, None, query.low_mark, query.high_mark
-        )
         groups = tuple(self.groups.values())
         split, empty = split_of(self.columns, self.groups, combines)
-        return Partial(merge, groups, combines, blank, finish, split, empty)
+        return Partial(self._merge(), groups, combines, blank, finish, split, empty)
+
+    def _merge(self) -> Merge:
+        """What the answer looks like when it is finished."""
+        hidden = self.columns.hidden
+        if self.outer is not None:
+            return Merge(len(self.outer.shape.chosen), (), hidden)
+        low, high = self.query.low_mark, self.query.high_mark
+        return Merge(self.columns.width, (), hidden, None, low, high)
 
     # -- what is asked of the combined groups ---------------------------------------
 
     def _finish(self) -> Finish:
         query, ops = self.query, self.compiler.connection.ops
-        chosen = [self._selected(expression) for expression, _, _ in self.shape.chosen]
+        chosen = [
+            self._selected(expression, alias if self.outer is not None else None)
+            for expression, _, alias in self.shape.chosen
+        ]
         head = ["SELECT DISTINCT" if query.distinct else "SELECT"]
         parts = [_listed(chosen), (f"FROM {INLINE}", ())]
         if self.shape.has_having:
@@ -149,8 +180,12 @@ class _Finals:
         if query.is_sliced:
             limit = ops.limit_offset_sql(query.low_mark, query.high_mark)
             parts.append((limit, ()))
+        if not self.carried:
+            raise Unproved("nothing of its groups is asked for")
         sql = " ".join([*head, *(text for text, _ in parts)])
         params = tuple(value for _, values in parts for value in values)
+        if self.outer is not None:
+            return self._aggregated(sql, params)
         texts = {place for place, one in enumerate(self.carried) if one.is_text}
         loose = frozenset(
             at
@@ -159,10 +194,24 @@ class _Finals:
         )
         return Finish(tuple(self.carried), sql, params, loose)
 
-    def _selected(self, expression: Any) -> Sql:
-        found = self._replaced(expression, is_whole=True)
+    def _aggregated(self, sql: str, params: tuple[Any, ...]) -> Finish:
+        """Aggregates of the finished groups, as Django has them over a subquery."""
+        assert self.outer is not None
+        chosen = [compiled for _, compiled, _ in self.outer.shape.chosen]
+        text, values = _listed([(own, tuple(more)) for own, more in chosen])
+        loose: frozenset[int] = frozenset()
+        if any(one.is_text for one in self.carried):
+            loose = frozenset(range(len(chosen)))
+        sql = f"SELECT {text} FROM ({sql}) subquery"
+        return Finish(tuple(self.carried), sql, (*values, *params), loose, True)
+
+    def _selected(self, expression: Any, alias: str | None) -> Sql:
+        is_shown = self.outer is None
+        found = self._replaced(expression, is_whole=is_shown)
         sql, params = self._compiled(found)
         sql, params = found.select_format(self.compiler, sql, params)
+        if alias is not None:
+            sql = f"{sql} AS {self.compiler.connection.ops.quote_name(alias)}"
         return sql, tuple(params)
 
     def _ordered(self, resolved: Any) -> Sql:

@@ -97,9 +97,9 @@ class Merge:
 class Columns:
     """The columns that shards are asked for: the answer's, then hidden ones."""
 
-    def __init__(self, facts: Facts, statement: Statement) -> None:
-        self.facts, self.compiler = facts, statement.outer
-        chosen = statement.outer.shape.chosen
+    def __init__(self, facts: Facts, compiler: Any) -> None:
+        self.facts, self.compiler = facts, compiler
+        chosen = compiler.shape.chosen
         if any(isinstance(expression, ColPairs) for expression, _, _ in chosen):
             raise Unproved("it selects a composite key as one value")
         self.expressions = [bare(expression) for expression, _, _ in chosen]
@@ -199,7 +199,7 @@ def merge_of(facts: Facts, statement: Statement, spread: Spread) -> Merge:
     compiler, query = statement.outer, statement.outer.query
     if query is not spread.block.query:
         raise Unproved("it counts the rows of a subquery")
-    columns = Columns(facts, statement)
+    columns = Columns(facts, statement.outer)
     keys = order_of(facts, columns)
     is_implied = False
     distinct = None

@@ -92,6 +92,8 @@ class Finish:
     params: tuple[Any, ...] = field(default=(), repr=False)
     #: columns of the answer that are made of texts, of which equal ones may differ
     loose: frozenset[int] = frozenset()
+    #: the groups are those of a subquery, whose rows are aggregated
+    is_nested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +137,10 @@ def is_grouped_by_shard(statement: Statement, spread: Spread) -> bool:
     query = statement.outer.query
     if query.group_by is None or query is not spread.block.query:
         return False
-    return _fix_shard(statement.outer.shape.grouped, spread)
+    return fix_shard(statement.outer.shape.grouped, spread)
 
 
-def _fix_shard(expressions: Iterable[Any], spread: Spread) -> bool:
+def fix_shard(expressions: Iterable[Any], spread: Spread) -> bool:
     """Whether rows with equal values of these lie on one shard."""
     columns = {
         (expression.alias, expression.target.column)
@@ -153,7 +155,7 @@ def partial_of(facts: Facts, statement: Statement, spread: Spread) -> Partial:
     query, shape = statement.outer.query, statement.outer.shape
     if query is not spread.block.query:
         _check_inner(spread)
-    columns = Columns(facts, statement)
+    columns = Columns(facts, statement.outer)
     groups = {}
     for expression in shape.grouped:
         at = columns.at(bare(expression))
@@ -204,9 +206,9 @@ def _check_inner(spread: Spread) -> None:
     chosen = [expression for expression, _, _ in shape.chosen]
     is_own = not query.is_sliced and not query.distinct_fields
     if query.distinct:
-        is_own = is_own and _fix_shard(chosen, spread)
+        is_own = is_own and fix_shard(chosen, spread)
     if query.group_by is not None:
-        is_own = is_own and _fix_shard(shape.grouped, spread)
+        is_own = is_own and fix_shard(shape.grouped, spread)
     elif any(getattr(one, "contains_aggregate", False) for one in chosen):
         is_own = False
     if not is_own:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 from django.db import connection
 from django.db.models import (
@@ -36,6 +37,7 @@ from django.db.models.functions import (
     Upper,
 )
 
+from dbfleet.observe import events
 from tests.merging import scenarios
 from tests.merging.app.models import Item, Note, Parcel
 from tests.merging.scenarios import agree, close_to, of, same
@@ -417,3 +419,79 @@ def check_arrays_are_made_where_their_rows_are() -> None:
             lambda rows, by=by: rows.values_list(by).annotate(**arrays).order_by(by),
             rung=rung,
         )
+
+
+def check_aggregates_of_groups() -> None:
+    for condition in (Q(), Q(n__gt=5), Q(s__lt=0), Q(id__lt=0)):
+        for wanted in (
+            {"a": Sum("n"), "b": Max("s"), "c": Count("*")},
+            {"a": Sum(F("n") * 2) + Count("score"), "b": Min("n")},
+            {"a": Count("n", distinct=True)},
+        ):
+            agree(
+                Item,
+                lambda rows, q=condition, w=wanted: (
+                    rows.values("score", "flag")
+                    .annotate(n=Count("id"), s=Sum("big"))
+                    .filter(q)
+                    .aggregate(**w)
+                ),
+            )
+        agree(
+            Item,
+            lambda rows, q=condition: (
+                rows.values("score")
+                .annotate(n=Count("id"), s=Sum("big"))
+                .filter(q)
+                .count()
+            ),
+        )
+    agree(
+        Item,
+        lambda rows: (
+            rows.values("score")
+            .annotate(n=Count("id"))
+            .order_by("-n", "score")[1:4]
+            .aggregate(s=Sum("n"), m=Max("score"))
+        ),
+    )
+
+
+def check_counts_of_distinct_rows() -> None:
+    for columns in (["score"], ["score", "flag"], ["price"], ["sold", "flag"]):
+        agree(Item, lambda rows, by=columns: rows.values(*by).distinct().count())
+        agree(
+            Item, lambda rows, by=columns: rows.values_list(*by).distinct()[2:5].count()
+        )
+    agree(Item, lambda rows: rows.values("name").distinct().count())
+    agree(Item, lambda rows: rows.filter(id__lt=0).values("score").distinct().count())
+    agree(
+        Item,
+        lambda rows: rows.values("score").distinct().aggregate(s=Sum("score")),
+    )
+    agree(
+        Item,
+        lambda rows: (
+            rows.values("owner").annotate(n=Count("id")).filter(n__gt=3).count()
+        ),
+    )
+
+
+def check_aggregates_of_groups_are_not_gathered() -> None:
+    def sum_of_counts() -> Any:
+        counted = Item.objects.values("score").annotate(n=Count("id"))
+        return counted.filter(n__gt=2).aggregate(s=Sum("n"))
+
+    def distinct() -> Any:
+        return Item.objects.values("score").distinct().count()
+
+    for query in (sum_of_counts, distinct):
+        rungs: list[str] = []
+
+        def listen(event: Any, rungs: list[str] = rungs) -> None:
+            if event.name == "routed":
+                rungs.append(str(event.fields["route"].rung))
+
+        with events.subscribed(listen):
+            query()
+        same(rungs, [PARTIAL])

@@ -58,9 +58,8 @@ def check_equal_rows_of_several_shards_are_one() -> None:
             lambda rows, name=name: _union(
                 rows.filter(id__lt=120).values_list(name, "flag"),
                 rows.filter(id__gt=80).values_list(name, "flag"),
-            ),
+            ).order_by(name, "flag"),
             rung=MERGE,
-            is_total=False,
         )
 
 
