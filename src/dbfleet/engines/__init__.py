@@ -9,24 +9,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from dbfleet.engines.base import (
-    Engine,
-    FragmentSpec,
-    GatheredRows,
-    Overflow,
-    Position,
-    Verdict,
-)
+from dbfleet.engines.base import Engine, GatheredRows, Position, Verdict
+from dbfleet.engines.gathering import Budget, Fetched, FragmentSpec, Overflow, Portion
 from dbfleet.engines.inline import INLINE, InlineColumn, NotCarried
 
 __all__ = [
     "INLINE",
+    "Budget",
     "Engine",
+    "Fetched",
     "FragmentSpec",
     "GatheredRows",
     "InlineColumn",
     "NotCarried",
     "Overflow",
+    "Portion",
     "Position",
     "Verdict",
     "engine_for",

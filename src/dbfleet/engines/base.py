@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
+from dbfleet.engines.gathering import Budget, Fetched, FragmentSpec, Portion, Row
 from dbfleet.engines.inline import InlineColumn
 from dbfleet.lexer import strip_locking
-
-Row = tuple[Any, ...]
 
 
 class Position(NamedTuple):
@@ -43,37 +42,6 @@ class Verdict(Enum):
     LOST = "lost"
 
 
-class FragmentSpec(NamedTuple):
-    """The part of one table that a gather needs.
-
-    ``where`` is compiled SQL over the bare table with ``%s`` placeholders;
-    ``nodes`` are the wrappers to read it from, in shard order. ``is_native`` marks a
-    table that the home connection already holds completely.
-    """
-
-    table: str
-    columns: tuple[str, ...]
-    where: str
-    params: tuple[Any, ...]
-    nodes: tuple[Any, ...]
-    order_by: str | None = None
-    locking: str = ""
-    is_native: bool = False
-    #: columns of a primary key that hand-written SQL may rely on in GROUP BY
-    key: tuple[str, ...] = ()
-    #: (where, params) of each node, if they are not the same
-    own: tuple[tuple[str, tuple[Any, ...]], ...] = ()
-
-    def each(self) -> Iterator[FragmentSpec]:
-        """The part of each node."""
-        for node, (where, params) in zip(
-            self.nodes,
-            self.own or [(self.where, self.params)] * len(self.nodes),
-            strict=True,
-        ):
-            yield self._replace(where=where, params=params, nodes=(node,), own=())
-
-
 @dataclass(slots=True)
 class GatheredRows:
     """The result of a gathered statement, complete in memory."""
@@ -83,14 +51,6 @@ class GatheredRows:
     rowcount: int
     fetched_rows: int = 0
     statements: list[str] = field(default_factory=list)
-
-
-class Overflow(Exception):
-    """A fragment passed its limit; the executor turns it into an error."""
-
-    def __init__(self, table: str, *, rows: int | None, size: int | None) -> None:
-        super().__init__(table)
-        self.table, self.rows, self.size = table, rows, size
 
 
 class Engine:
@@ -428,21 +388,29 @@ class Engine:
 
     # -- gather ---------------------------------------------------------------
 
+    def read(
+        self, node: Any, spec: FragmentSpec, limit: int, budget: Budget
+    ) -> Portion:
+        """Rows of a fragment from one node; one round trip.
+
+        At most ``limit``, unless they are to be locked. What passes the budget is read
+        and dropped: cancelling a read would abort the caller's transaction.
+        """
+        raise NotImplementedError
+
     def gather(
         self,
         home: Any,
-        fragments: Sequence[FragmentSpec],
+        fetched: Sequence[Fetched],
         sql: str,
         params: Any,
         *,
-        max_rows: int,
-        max_bytes: int,
         inline_rows: int,
     ) -> GatheredRows:
         """Run ``sql`` over the fragments under their tables' own names.
 
-        Raises :class:`Overflow` before anything of ``sql`` was run. Round trips:
-        one for each node of each fragment, plus one to four.
+        Round trips: one where they travel inside the statement; else one to begin, one
+        to end, and three for each fragment.
         """
         raise NotImplementedError
 

@@ -12,8 +12,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from dbfleet.engines.base import FragmentSpec
-from dbfleet.engines.postgresql import PostgreSQLEngine, quote_literal, quote_name
+from dbfleet.engines.gather_postgresql import quote_literal, quote_name
+from dbfleet.engines.gathering import FragmentSpec
+from dbfleet.engines.postgresql import PostgreSQLEngine
 
 #: rows that a statement locks one by one; more lock their whole table
 MAX_ROW_LOCKS = 64
@@ -129,7 +130,7 @@ def move_rows(
     inserted again, three round trips in the caller's transaction.
     """
     columns = engine.table_columns(node, table)
-    spec = FragmentSpec(table, columns, where, tuple(params), (node,))
+    spec = FragmentSpec(table, columns, where, tuple(params))
     rows = engine.fetch(node, engine.fragment_sql(spec, limit=None), params)
     if rows:
         name = quote_name(table)

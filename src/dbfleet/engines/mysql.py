@@ -12,12 +12,10 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from dbfleet.engines.base import FragmentSpec, GatheredRows, Overflow, Row
+from dbfleet.engines.gather_mysql import BATCH_ROWS, MySQLGather, quote_name
 from dbfleet.engines.gtid import GtidPositions
 from dbfleet.engines.merging_mysql import MySQLMerging
 
-#: rows in one INSERT of a temporary table; keeps a message under 1 MB or so
-_BATCH_ROWS = 500
 #: errors of client and server after which the connection is gone; 0 is PyMySQL's,
 #: 4031 is MySQL's for one that was idle too long (mysqlclient tells it)
 _LOSS_CODES = frozenset(
@@ -31,17 +29,12 @@ _UNPADDED = ("%%nopad%%", "%%\\_0900\\_%%")
 _READ_ONLY_CODES = frozenset({1290, 1792, 1836})
 
 
-def quote_name(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
-
-
-class MySQLEngine(MySQLMerging, GtidPositions):
+class MySQLEngine(MySQLMerging, MySQLGather, GtidPositions):
     """What dbfleet needs of this vendor's servers."""
 
     vendor: ClassVar[str] = "mysql"
     enforces_read_only: ClassVar[bool] = True
     can_prepare: ClassVar[bool] = True
-    can_gather: ClassVar[bool] = True
 
     def render(self, home: Any, sql: str, params: Any) -> str:
         if params is None:
@@ -140,88 +133,7 @@ class MySQLEngine(MySQLMerging, GtidPositions):
     def settling_sql(self, gid: str, *, commit: bool) -> str:
         return f"XA {'COMMIT' if commit else 'ROLLBACK'} '{gid}'"
 
-    # -- gather ---------------------------------------------------------------
-
-    def gather(
-        self,
-        home: Any,
-        fragments: Sequence[FragmentSpec],
-        sql: str,
-        params: Any,
-        *,
-        max_rows: int,
-        max_bytes: int,
-        inline_rows: int,
-    ) -> GatheredRows:
-        loaded: list[tuple[FragmentSpec, list[Row]]] = []
-        fetched = size = 0
-        for fragment in fragments:
-            if fragment.is_native:
-                continue
-            rows: list[Row] = []
-            for part in fragment.each():
-                limit = max_rows - fetched - len(rows) + 1
-                rows += self.fetch(part.nodes[0], self._read(part, limit), part.params)
-                if fetched + len(rows) > max_rows:
-                    raise Overflow(fragment.table, rows=fetched + len(rows), size=None)
-            fetched += len(rows)
-            size += sum(_size(row) for row in rows)
-            if size > max_bytes:
-                raise Overflow(fragment.table, rows=None, size=size)
-            loaded.append((fragment, rows))
-        created: list[str] = []
-        try:
-            for fragment, rows in loaded:
-                created.append(fragment.table)
-                self._load_temporary(home, fragment, rows)
-            cursor = self.run(home, sql, params)
-            with home.wrap_database_errors:
-                result = GatheredRows(
-                    list(cursor.fetchall()),
-                    cursor.description,
-                    cursor.rowcount,
-                    fetched,
-                    [sql],
-                )
-                cursor.close()
-            return result
-        finally:
-            for table in created:
-                drop = f"DROP TEMPORARY TABLE IF EXISTS {quote_name(table)}"
-                with contextlib.suppress(Exception):
-                    self.run(home, drop).close()
-
-    def _read(self, fragment: FragmentSpec, limit: int) -> str:
-        columns = ", ".join(map(quote_name, fragment.columns))
-        sql = f"SELECT {columns} FROM {quote_name(fragment.table)}"
-        if fragment.where:
-            sql += f" WHERE {fragment.where}"
-        if not fragment.locking:
-            sql += f" LIMIT {limit}"
-        return sql + fragment.locking
-
-    def _load_temporary(
-        self, home: Any, fragment: FragmentSpec, rows: list[Row]
-    ) -> None:
-        if fragment.order_by in fragment.columns:
-            at = fragment.columns.index(fragment.order_by)
-            if all(isinstance(row[at], int) for row in rows):
-                rows.sort(key=lambda row: row[at])
-        name = quote_name(fragment.table)
-        columns = ", ".join(map(quote_name, fragment.columns))
-        self.run(
-            home,
-            f"CREATE TEMPORARY TABLE {name} SELECT {columns} FROM {name} WHERE 1 = 0",
-        ).close()
-        one = "(" + ", ".join(["%s"] * len(fragment.columns)) + ")"
-        for start in range(0, len(rows), _BATCH_ROWS):
-            batch = rows[start : start + _BATCH_ROWS]
-            values = ", ".join([one] * len(batch))
-            self.run(
-                home,
-                f"INSERT INTO {name} ({columns}) VALUES {values}",
-                [value for row in batch for value in row],
-            ).close()
+    # -- rows ---------------------------------------------------------------
 
     def canonical_text(
         self, column_sql: str, db_type: str | None, collation: str | None = None
@@ -290,8 +202,8 @@ class MySQLEngine(MySQLMerging, GtidPositions):
             params,
         )
         one = "(" + ", ".join(["%s"] * len(columns)) + ")"
-        for start in range(0, len(rows), _BATCH_ROWS):
-            batch = rows[start : start + _BATCH_ROWS]
+        for start in range(0, len(rows), BATCH_ROWS):
+            batch = rows[start : start + BATCH_ROWS]
             self.run(
                 target,
                 f"INSERT INTO {quote_name(table)} ({names}) VALUES "
@@ -340,7 +252,3 @@ class MySQLEngine(MySQLMerging, GtidPositions):
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _size(row: Row) -> int:
-    return sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in row)

@@ -25,7 +25,7 @@ from django.db.utils import Error, NotSupportedError
 
 from dbfleet import lexer
 from dbfleet.engines.base import Engine, GatheredRows
-from dbfleet.engines.sqlite import quote_name
+from dbfleet.engines.gather_sqlite import quote_name
 
 PREFIX = "dbfleet_past"
 _numbers = itertools.count(1)

@@ -8,17 +8,20 @@ Sources: PostgreSQL manual, "System Administration Functions" (positions),
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from dbfleet.engines.base import FragmentSpec, GatheredRows, Overflow, Row
+from dbfleet.engines.gather_postgresql import (
+    PostgreSQLGather,
+    composed,
+    quote_literal,
+    quote_name,
+)
+from dbfleet.engines.gathering import FragmentSpec, Row
 from dbfleet.engines.merging_postgresql import PostgreSQLMerging
 from dbfleet.engines.wal import WalPositions
 from dbfleet.errors import TwoPhaseUnavailable
-from dbfleet.lexer import insertion_point
 
 #: the server's own hash of types whose equal values have more than one text
 _HASHES = {
@@ -35,29 +38,15 @@ _BOUND_WAITS = (
     "SELECT set_config('lock_timeout', CASE current_setting('lock_timeout') "
     f"WHEN '0' THEN '{LOCK_TIMEOUT_S}s' ELSE current_setting('lock_timeout') END, true)"
 )
-_INTEGER_TYPES = frozenset({"smallint", "integer", "bigint"})
-_SERIAL_SEQUENCE = re.compile(
-    r"""(\bpg_get_serial_sequence\s*\(\s*)('(?:"[^"']+"|\w+)')""", re.IGNORECASE
-)
 
 
-def quote_name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def quote_literal(text: str | None) -> str:
-    # Every connection that Django opens has standard_conforming_strings on.
-    return "NULL" if text is None else "'" + text.replace("'", "''") + "'"
-
-
-class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
+class PostgreSQLEngine(PostgreSQLMerging, PostgreSQLGather, WalPositions):
     """What dbfleet needs of this vendor's servers."""
 
     vendor: ClassVar[str] = "postgresql"
     enforces_read_only: ClassVar[bool] = True
     can_prepare: ClassVar[bool] = True
     aborts_on_error: ClassVar[bool] = True
-    can_gather: ClassVar[bool] = True
     has_binary_text_equality: ClassVar[bool] = True
 
     # -- statements ---------------------------------------------------------
@@ -83,7 +72,7 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
         return super().is_lost(node) if not self.is_aborted(node) else False
 
     def render(self, home: Any, sql: str, params: Any) -> str:
-        return sql if params is None else _composed(home, sql, params)
+        return sql if params is None else composed(home, sql, params)
 
     def connect_limits(self, timeout_s: int) -> dict[str, Any]:
         return {"connect_timeout": timeout_s}
@@ -172,214 +161,7 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
         verb = "COMMIT" if commit else "ROLLBACK"
         return f"{verb} PREPARED {quote_literal(gid)}"
 
-    # -- gather ---------------------------------------------------------------
-
-    def gather(
-        self,
-        home: Any,
-        fragments: Sequence[FragmentSpec],
-        sql: str,
-        params: Any,
-        *,
-        max_rows: int,
-        max_bytes: int,
-        inline_rows: int,
-    ) -> GatheredRows:
-        small: list[tuple[FragmentSpec, list[Row]]] = []
-        large: list[FragmentSpec] = []
-        budget = _Budget(max_rows, max_bytes)
-        for fragment in fragments:
-            if fragment.is_native:
-                continue
-            # Only a real table can tell the server of a primary key.
-            rows = None if fragment.key else self._read_small(fragment, inline_rows)
-            if rows is None:
-                large.append(fragment)
-            else:
-                budget.spend(len(rows), sum(map(_size, rows)))
-                budget.check(fragment.table)
-                small.append((fragment, rows))
-        statement = self.render(home, sql, params)
-        if small:
-            inline = [self._inline_table(home, part, rows) for part, rows in small]
-            statement = _with_tables(statement, inline)
-        if not large:
-            return self._run_final(home, statement, budget.rows)
-        # The temporary table of that name has no sequence.
-        statement = _SERIAL_SEQUENCE.sub(
-            r"\1quote_ident(current_schema()) || '.' || \2", statement
-        )
-        with _scope(home):
-            for fragment in large:
-                self._load_temporary(home, fragment, budget)
-            result = self._run_final(home, statement, budget.rows)
-            for fragment in large:
-                name = quote_name(fragment.table)
-                self.run(home, f"DROP TABLE pg_temp.{name}").close()
-        return result
-
-    def _run_final(self, home: Any, statement: str, fetched: int) -> GatheredRows:
-        cursor = self.run(home, statement)
-        with home.wrap_database_errors:
-            rows = cursor.fetchall() if cursor.description is not None else []
-            result = GatheredRows(
-                rows, cursor.description, cursor.rowcount, fetched, [statement]
-            )
-            cursor.close()
-        return result
-
-    def fragment_sql(self, fragment: FragmentSpec, *, limit: int | None) -> str:
-        columns = ", ".join(f"{quote_name(c)}::text" for c in fragment.columns)
-        sql = f"SELECT {columns} FROM {quote_name(fragment.table)}"
-        if fragment.where:
-            sql += f" WHERE {fragment.where}"
-        if limit is not None:
-            sql += f" LIMIT {limit}"
-        return sql + fragment.locking
-
-    def _read_small(self, fragment: FragmentSpec, limit: int) -> list[Row] | None:
-        """The fragment's rows, or None when there are more than ``limit``.
-
-        A locking fragment has to be complete at once: its lock is its point.
-        """
-        bounded = None if fragment.locking else limit + 1
-        rows: list[Row] = []
-        for part in fragment.each():
-            sql = self.fragment_sql(part, limit=bounded)
-            rows += self.fetch(part.nodes[0], sql, part.params)
-            if bounded is not None and len(rows) > limit:
-                return None
-        return rows
-
-    def _inline_table(self, home: Any, fragment: FragmentSpec, rows: list[Row]) -> str:
-        types = self._column_types(home, fragment.table)
-        if not rows:
-            select = ", ".join(f"NULL::{types[c][0]}" for c in fragment.columns)
-            body = f"SELECT {select} WHERE false"
-        else:
-            if fragment.order_by in fragment.columns:
-                self._sort(rows, fragment, types)
-            values = ", ".join(
-                "(" + ", ".join(map(quote_literal, row)) + ")" for row in rows
-            )
-            names = [f"c{i}" for i in range(len(fragment.columns))]
-            select = ", ".join(
-                f"{name}::{types[column][0]}{types[column][1]}"
-                for name, column in zip(names, fragment.columns, strict=True)
-            )
-            body = f"SELECT {select} FROM (VALUES {values}) v({', '.join(names)})"
-        columns = ", ".join(map(quote_name, fragment.columns))
-        # A set without columns (COUNT(*) alone) still has rows to count.
-        return f"{quote_name(fragment.table)}({columns}) AS ({body})"
-
-    def _sort(
-        self, rows: list[Row], fragment: FragmentSpec, types: dict[str, tuple[str, str]]
-    ) -> None:
-        """Put rows in key order, the order in which one table was filled."""
-        assert fragment.order_by is not None
-        at = fragment.columns.index(fragment.order_by)
-        if types[fragment.order_by][0] in _INTEGER_TYPES:
-            rows.sort(key=lambda row: int(row[at]))
-
-    def _column_types(self, home: Any, table: str) -> dict[str, tuple[str, str]]:
-        """Column -> (type without modifier, COLLATE clause); cached until DDL.
-
-        Modifiers are left out: a cast would round or cut a value if another
-        process had widened the column meanwhile.
-        """
-        cache: dict[str, dict[str, tuple[str, str]]] = home.catalogue
-        if table not in cache:
-            rows = self.fetch(
-                home,
-                # -1, as NULL would spell any char(n) as character, which is char(1).
-                "SELECT a.attname, format_type(a.atttypid, -1), "
-                "CASE WHEN a.attcollation <> t.typcollation THEN "
-                "quote_ident(n.nspname) || '.' || quote_ident(c.collname) END "
-                "FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
-                "LEFT JOIN pg_collation c ON c.oid = a.attcollation "
-                "LEFT JOIN pg_namespace n ON n.oid = c.collnamespace "
-                "WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 "
-                "AND NOT a.attisdropped ORDER BY a.attnum",
-                [quote_name(table)],
-            )
-            cache[table] = {
-                name: (kind, f" COLLATE {collation}" if collation else "")
-                for name, kind, collation in rows
-            }
-        return cache[table]
-
-    def table_columns(self, node: Any, table: str) -> tuple[str, ...]:
-        return tuple(self._column_types(node, table))
-
-    def _load_temporary(
-        self, home: Any, fragment: FragmentSpec, budget: _Budget
-    ) -> None:
-        if fragment.nodes == (home,):
-            self._copy_within(home, fragment, budget)
-            return
-        name = quote_name(fragment.table)
-        columns = ", ".join(map(quote_name, fragment.columns))
-        self.run(
-            home,
-            f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS "
-            f"SELECT {columns} FROM {name} WITH NO DATA",
-        ).close()
-        limit = budget.rows_left + 1
-        with (
-            home.wrap_database_errors,
-            home.create_cursor() as sink,
-            sink.copy(f"COPY pg_temp.{name} ({columns}) FROM STDIN") as target,
-        ):
-            for part in fragment.each():
-                self._pipe(part, self.fragment_sql(part, limit=limit), target, budget)
-        budget.check(fragment.table)
-        self._add_key(home, fragment)
-
-    def _copy_within(self, home: Any, fragment: FragmentSpec, budget: _Budget) -> None:
-        """As above where home itself answers for the rows, by a distributed engine:
-        one connection cannot send a COPY and take one at once."""
-        name = quote_name(fragment.table)
-        columns = ", ".join(map(quote_name, fragment.columns))
-        source = f"SELECT {columns} FROM {name}"
-        if fragment.where:
-            source += f" WHERE {fragment.where}"
-        cursor = self.run(
-            home,
-            f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS "
-            f"{_composed(home, source, fragment.params)} "
-            f"LIMIT {budget.rows_left + 1}",
-        )
-        rows = cursor.rowcount
-        cursor.close()
-        sql = f"SELECT pg_total_relation_size({quote_literal(f'pg_temp.{name}')})"
-        budget.spend(rows, self.fetch(home, sql)[0][0])
-        budget.check(fragment.table)
-        self._add_key(home, fragment)
-
-    def _add_key(self, home: Any, fragment: FragmentSpec) -> None:
-        if fragment.key:
-            key = ", ".join(map(quote_name, fragment.key))
-            name = quote_name(fragment.table)
-            self.run(
-                home, f"ALTER TABLE pg_temp.{name} ADD PRIMARY KEY ({key})"
-            ).close()
-
-    def _pipe(
-        self, part: FragmentSpec, source_sql: str, target: Any, budget: _Budget
-    ) -> None:
-        [node] = part.nodes
-        text = _composed(node, source_sql, part.params)
-        with (
-            node.wrap_database_errors,
-            node.create_cursor() as source,
-            source.copy(f"COPY ({text}) TO STDOUT") as blocks,
-        ):
-            # Over the limit the rest is read and dropped: cancelling a COPY would
-            # abort the caller's transaction.
-            for block in blocks:
-                data = bytes(block)
-                if budget.spend(data.count(b"\n"), len(data)):
-                    target.write(data)
+    # -- rows ---------------------------------------------------------------
 
     def canonical_text(
         self, column_sql: str, db_type: str | None, collation: str | None = None
@@ -420,7 +202,7 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
         self, source: Any, target: Any, table: str, where: str, params: Sequence[Any]
     ) -> int:
         columns = self.table_columns(source, table)
-        spec = FragmentSpec(table, columns, where, tuple(params), (source,))
+        spec = FragmentSpec(table, columns, where, tuple(params))
         rows = self.fetch(source, self.fragment_sql(spec, limit=None), params)
         if rows:
             self.insert_texts(target, table, columns, rows, {})
@@ -484,71 +266,3 @@ class PostgreSQLEngine(PostgreSQLMerging, WalPositions):
             f"{quote_literal(column)})"
         )
         return [f"SELECT setval({sequence}, {value}, {is_called});"]
-
-
-def _composed(node: Any, sql: str, params: Any) -> str:
-    """``sql`` with its parameters as literals, by the driver's own rules; no I/O."""
-    from psycopg import ClientCursor
-
-    node.ensure_connection()
-    return str(ClientCursor(node.connection).mogrify(sql, params))
-
-
-def _size(row: Row) -> int:
-    return sum(len(text) for text in row if text is not None)
-
-
-def _with_tables(statement: str, tables: list[str]) -> str:
-    return insertion_point(statement, "postgresql").apply(statement, ", ".join(tables))
-
-
-class _Budget:
-    """Rows and bytes that a gather may still fetch."""
-
-    def __init__(self, max_rows: int, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.rows_left, self.rows, self.bytes = max_rows, 0, 0
-
-    def spend(self, rows: int, size: int) -> bool:
-        """Count a block; False once the limit is passed."""
-        self.rows_left -= rows
-        self.rows += rows
-        self.bytes += size
-        return self.rows_left >= 0 and self.bytes <= self.max_bytes
-
-    def check(self, table: str) -> None:
-        if self.rows_left < 0:
-            raise Overflow(table, rows=self.rows, size=None)
-        if self.bytes > self.max_bytes:
-            raise Overflow(table, rows=None, size=self.bytes)
-
-
-@contextlib.contextmanager
-def _scope(home: Any) -> Iterator[None]:
-    """A transaction for temporary tables: one of its own, or the caller's.
-
-    In the caller's a savepoint undoes the tables when the limit is passed, so
-    nothing of the caller's work is lost.
-    """
-    home.ensure_connection()
-    execute = home.connection.execute
-    is_idle = int(home.connection.info.transaction_status) == 0
-    is_mine = is_idle and home.connection.autocommit
-    begin, undo, end = (
-        ("BEGIN", "ROLLBACK", "COMMIT")
-        if is_mine
-        else (
-            "SAVEPOINT dbfleet_gather",
-            "ROLLBACK TO SAVEPOINT dbfleet_gather",
-            "RELEASE SAVEPOINT dbfleet_gather",
-        )
-    )
-    with home.wrap_database_errors:
-        execute(begin)
-        try:
-            yield
-        except BaseException as error:
-            if is_mine or isinstance(error, Overflow):
-                execute(undo)
-            raise
-        execute(end)

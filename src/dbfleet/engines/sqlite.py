@@ -13,26 +13,21 @@ from typing import Any, ClassVar
 
 from django.db.utils import DataError
 
-from dbfleet.engines.base import FragmentSpec, GatheredRows, Overflow, Row
+from dbfleet.engines.base import GatheredRows
 from dbfleet.engines.counter import CommitCounter
+from dbfleet.engines.gather_sqlite import SQLiteGather, quote_name
+from dbfleet.engines.gathering import FragmentSpec, Row
 from dbfleet.engines.inline import INLINE, InlineColumn, inline_names
-
-
-def quote_name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
 
 #: what the server's own collations make of text
 _FOLDS = {"NOCASE": "lower", "RTRIM": "rtrim"}
 
 
-class SQLiteEngine(CommitCounter):
+class SQLiteEngine(SQLiteGather, CommitCounter):
     """What dbfleet needs of this vendor's servers."""
 
     vendor: ClassVar[str] = "sqlite"
     enforces_read_only: ClassVar[bool] = True
-    can_gather: ClassVar[bool] = True
-    gathers_at_home: ClassVar[bool] = False
     has_binary_text_equality: ClassVar[bool] = True
     has_one_collation: ClassVar[bool] = True
     can_finish: ClassVar[bool] = True
@@ -105,110 +100,6 @@ class SQLiteEngine(CommitCounter):
         finally:
             self.run(scratch, f"DROP TABLE {INLINE}").close()
 
-    # -- gather ---------------------------------------------------------------
-
-    def gather(
-        self,
-        home: Any,
-        fragments: Sequence[FragmentSpec],
-        sql: str,
-        params: Any,
-        *,
-        max_rows: int,
-        max_bytes: int,
-        inline_rows: int,
-    ) -> GatheredRows:
-        scratch = home.scratch()
-        fetched = size = 0
-        created: list[str] = []
-        try:
-            for fragment in fragments:
-                rows: list[Row] = []
-                for part in fragment.each():
-                    limit = max_rows - fetched - len(rows) + 1
-                    rows += self.fetch(
-                        part.nodes[0], self._read(part, limit), part.params
-                    )
-                    if fetched + len(rows) > max_rows:
-                        raise Overflow(
-                            fragment.table, rows=fetched + len(rows), size=None
-                        )
-                fetched += len(rows)
-                size += sum(_size(row) for row in rows)
-                if size > max_bytes:
-                    raise Overflow(fragment.table, rows=None, size=size)
-                created.append(fragment.table)
-                self._load(home, scratch, fragment, rows)
-            cursor = self.run(scratch, sql, params)
-            with home.wrap_database_errors:
-                rows = list(cursor.fetchall())
-                result = GatheredRows(
-                    rows, cursor.description, cursor.rowcount, fetched, [sql]
-                )
-                cursor.close()
-            return result
-        finally:
-            for table in created:
-                self.run(scratch, f"DROP TABLE IF EXISTS {quote_name(table)}").close()
-
-    def _read(self, fragment: FragmentSpec, limit: int) -> str:
-        # Unary plus turns off the driver's converters: storage values travel.
-        columns = ", ".join(f"+{quote_name(c)}" for c in fragment.columns)
-        sql = f"SELECT {columns} FROM {quote_name(fragment.table)}"
-        if fragment.where:
-            sql += f" WHERE {fragment.where}"
-        return sql + f" LIMIT {limit}"
-
-    def _load(
-        self, home: Any, scratch: Any, fragment: FragmentSpec, rows: list[Row]
-    ) -> None:
-        if fragment.order_by in fragment.columns:
-            at = fragment.columns.index(fragment.order_by)
-            if all(isinstance(row[at], int) for row in rows):
-                rows.sort(key=lambda row: row[at])
-        self.run(scratch, self._table_sql(home, fragment)).close()
-        if not rows:
-            return
-        names = ", ".join(map(quote_name, fragment.columns))
-        marks = ", ".join(["%s"] * len(fragment.columns))
-        with scratch.wrap_database_errors:
-            cursor = scratch.create_cursor()
-            cursor.executemany(
-                f"INSERT INTO {quote_name(fragment.table)} ({names}) VALUES ({marks})",
-                rows,
-            )
-            cursor.close()
-
-    def _table_sql(self, home: Any, fragment: FragmentSpec) -> str:
-        """A bare table with the declared types and collations of the real one."""
-        columns = ", ".join(
-            f"{quote_name(name)} {self._declared(home, fragment.table, name)}"
-            for name in fragment.columns
-        )
-        return f"CREATE TABLE {quote_name(fragment.table)} ({columns})"
-
-    def _declared(self, home: Any, table: str, column: str) -> str:
-        """The declared type and collation of a column; cached until DDL."""
-        cache: dict[str, dict[str, str]] = home.catalogue
-        if table not in cache:
-            info = self.fetch(home, f"PRAGMA table_xinfo({quote_name(table)})")
-            with home.wrap_database_errors:
-                cursor = home.create_cursor()
-                collations = home.introspection._get_column_collations(cursor, table)
-                cursor.close()
-            cache[table] = {
-                row[1]: " ".join(
-                    [row[2]]
-                    + (
-                        [f"COLLATE {collations[row[1]]}"]
-                        if collations.get(row[1])
-                        else []
-                    )
-                )
-                for row in info
-            }
-        return cache[table][column]
-
     def canonical_text(
         self, column_sql: str, db_type: str | None, collation: str | None = None
     ) -> str:
@@ -228,8 +119,8 @@ class SQLiteEngine(CommitCounter):
         info = self.fetch(source, f"PRAGMA table_xinfo({quote_name(table)})")
         # Columns 2 and 3 of "hidden" are generated ones.
         columns = tuple(row[1] for row in info if row[6] == 0)
-        spec = FragmentSpec(table, columns, where, tuple(params), (source,))
-        rows = self.fetch(source, self._read(spec, -1), params)
+        spec = FragmentSpec(table, columns, where, tuple(params))
+        rows = self.fetch(source, self.fragment_sql(spec, -1), params)
         names = ", ".join(map(quote_name, columns))
         marks = ", ".join(["%s"] * len(columns))
         for row in rows:
@@ -275,7 +166,3 @@ class SQLiteEngine(CommitCounter):
 
     def restarts_ids(self, sql: str) -> bool:
         return "sqlite_sequence" in sql
-
-
-def _size(row: Row) -> int:
-    return sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in row)

@@ -14,6 +14,7 @@ from django.db.utils import Error
 from django.test import override_settings
 
 from dbfleet.errors import FanoutTimeout, NodeUnavailable
+from dbfleet.planner.forced import gathering
 from dbfleet.testing.rig.waiting import wait_until
 from tests.merging import scenarios
 from tests.merging.app.models import Item
@@ -116,6 +117,28 @@ def check_the_first_failure_ends_the_statements_of_the_others() -> None:
                 _everything()
             _nobody_reads("a")
         same(_everything(), ALL)
+
+
+def check_a_gather_reads_its_shards_at_once() -> None:
+    with gathering():
+        same(_everything(), ALL)
+        for slow in (_locked, _sleeping):
+            # In turn, the first shard would be waited for.
+            with _missing("c"), slow("a"):
+                with refused(ProgrammingError):
+                    _everything()
+                _nobody_reads("a")
+            same(_everything(), ALL)
+
+
+def check_a_slow_shard_of_a_gather_is_named() -> None:
+    with gathering():
+        for slow in (_locked, _sleeping):
+            with slow("b"), _limits(DEADLINE_S=1):
+                with refused(FanoutTimeout, "shard b of alias 'default'"):
+                    _everything()
+                _nobody_reads("b")
+            same(_everything(), ALL)
 
 
 def check_a_cancellation_that_comes_too_late_ends_nothing() -> None:

@@ -1,0 +1,100 @@
+"""MySQL and MariaDB: rows are gathered in temporary tables of the home connection.
+
+Source: MariaDB Knowledge Base and MySQL manual, "CREATE TEMPORARY TABLE": it shadows
+the permanent one, and ends no transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from dbfleet.engines.base import Engine, GatheredRows
+from dbfleet.engines.gathering import (
+    Budget,
+    Fetched,
+    FragmentSpec,
+    Portion,
+    size_of,
+)
+
+#: rows in one INSERT of a temporary table; keeps a message under 1 MB or so
+BATCH_ROWS = 500
+
+
+def quote_name(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+class MySQLGather(Engine):
+    """Reads fragments and runs statements over them."""
+
+    can_gather: ClassVar[bool] = True
+
+    def read(
+        self, node: Any, spec: FragmentSpec, limit: int, budget: Budget
+    ) -> Portion:
+        rows = self.fetch(node, _fragment_sql(spec, limit), spec.params)
+        is_kept = budget.spend(spec.table, len(rows), sum(map(size_of, rows)))
+        return Portion(rows if is_kept else ())
+
+    def gather(
+        self,
+        home: Any,
+        fetched: Sequence[Fetched],
+        sql: str,
+        params: Any,
+        *,
+        inline_rows: int,
+    ) -> GatheredRows:
+        created: list[str] = []
+        try:
+            for one in fetched:
+                created.append(one.spec.table)
+                self._load_temporary(home, one)
+            cursor = self.run(home, sql, params)
+            with home.wrap_database_errors:
+                rows = list(cursor.fetchall())
+                result = GatheredRows(
+                    rows, cursor.description, cursor.rowcount, statements=[sql]
+                )
+                cursor.close()
+            return result
+        finally:
+            for table in created:
+                drop = f"DROP TEMPORARY TABLE IF EXISTS {quote_name(table)}"
+                with contextlib.suppress(Exception):
+                    self.run(home, drop).close()
+
+    def _load_temporary(self, home: Any, one: Fetched) -> None:
+        spec, rows = one.spec, one.rows()
+        if spec.order_by in spec.columns:
+            at = spec.columns.index(spec.order_by)
+            if all(isinstance(row[at], int) for row in rows):
+                rows.sort(key=lambda row: row[at])
+        name = quote_name(spec.table)
+        columns = ", ".join(map(quote_name, spec.columns))
+        self.run(
+            home,
+            f"CREATE TEMPORARY TABLE {name} SELECT {columns} FROM {name} WHERE 1 = 0",
+        ).close()
+        marks = "(" + ", ".join(["%s"] * len(spec.columns)) + ")"
+        for start in range(0, len(rows), BATCH_ROWS):
+            batch = rows[start : start + BATCH_ROWS]
+            values = ", ".join([marks] * len(batch))
+            self.run(
+                home,
+                f"INSERT INTO {name} ({columns}) VALUES {values}",
+                [value for row in batch for value in row],
+            ).close()
+
+
+def _fragment_sql(spec: FragmentSpec, limit: int) -> str:
+    columns = ", ".join(map(quote_name, spec.columns))
+    sql = f"SELECT {columns} FROM {quote_name(spec.table)}"
+    if spec.where:
+        sql += f" WHERE {spec.where}"
+    if not spec.locking:
+        sql += f" LIMIT {limit}"
+    return sql + spec.locking
