@@ -12,12 +12,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 from tests.differential.several import LAST_LINE, run_all, seeds_of, shown
 
 ENGINES = ("postgresql", "mariadb", "sqlite")
 #: cases of a bounded run, by engine
 BOUNDED = {"postgresql": 450, "sqlite": 450}
+#: rows up to which a forced gather takes a table for small, by seed
+PROBE_ROWS = (2, 0, 6)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     with (
         serve(given.engine, given.shards) as fleet,
         counted(rungs, whys),
-        forced(given.force),
+        forced(given.force, seed),
     ):
         from tests.differential.runner import Run
 
@@ -80,6 +83,8 @@ def counted(rungs: Counter[str], whys: Counter[str]) -> Iterator[None]:
             rungs[str(route.rung)] += 1
             if route.rung == "gather":
                 whys[route.reason.rpartition(", and ")[2]] += 1
+        if event.name == "gathered" and event.fields["reduced"]:
+            rungs["gathered with less of a table"] += 1
         if event.name == "rerouted":
             rungs["gathered for a server's types"] += 1
 
@@ -87,13 +92,22 @@ def counted(rungs: Counter[str], whys: Counter[str]) -> Iterator[None]:
         yield
 
 
-def forced(name: str | None) -> contextlib.AbstractContextManager[None]:
-    """The rungs that the command line leaves."""
+def forced(name: str | None, seed: int = 0) -> contextlib.ExitStack:
+    """The rungs that the command line leaves.
+
+    Its tables are small: a gather has to take them for large to fetch less of them.
+    """
+    from dbfleet.executor import reducing
     from dbfleet.planner.forced import gathering, scattering
 
-    if name is None:
-        return contextlib.nullcontext()
-    return gathering() if name == "gather" else scattering()
+    found = contextlib.ExitStack()
+    if name == "gather":
+        found.enter_context(gathering())
+        rows = PROBE_ROWS[seed % len(PROBE_ROWS)]
+        found.enter_context(mock.patch.object(reducing, "PROBE_ROWS", rows))
+    elif name is not None:
+        found.enter_context(scattering())
+    return found
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

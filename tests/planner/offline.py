@@ -194,11 +194,17 @@ def _note_places(fleet: Fleet, model: Any, places: str) -> None:
             cursor.execute(f"INSERT INTO {places} VALUES (%s, %s)", [place, shard])
 
 
-def answer_of(statement: Any, route: Route | None = None) -> list[tuple[Any, ...]]:
-    """The rows of a statement; with a route, of only what that route looks at."""
+def answer_of(
+    statement: Any, route: Route | None = None, order: Iterable[str] = ()
+) -> list[tuple[Any, ...]]:
+    """The rows of a statement; with a route, of only what that route looks at, and
+    with an order, of what is left once those tables were fetched in turn, each by its
+    reductions."""
     with memory.cursor() as cursor:
         hidden = _hide(cursor, route) if route is not None else []
         try:
+            if route is not None:
+                _reduce(cursor, route, order)
             cursor.execute(*statement.outer_sql)
             return sorted(cursor.fetchall(), key=repr)
         finally:
@@ -231,6 +237,31 @@ def _hide(cursor: Any, route: Route) -> list[str]:
             params,
         )
     return [part[0] for part in parts]
+
+
+def _reduce(cursor: Any, route: Route, order: Iterable[str]) -> None:
+    """Delete what each table's reductions leave behind, by every usable link."""
+    reductions = {one.table: one for one in route.reductions}
+    fetched: set[str] = set()
+    for table in order:
+        places = [
+            [link for link in links if link.from_table in fetched]
+            for links in (reductions[table].places if table in reductions else ())
+        ]
+        fetched.add(table)
+        if not places or not all(places):
+            continue
+        wanted = " OR ".join(
+            "("
+            + " AND ".join(
+                f'"{link.column}" IN '
+                f'(SELECT "{link.from_column}" FROM temp."{link.from_table}")'
+                for link in links
+            )
+            + ")"
+            for links in places
+        )
+        cursor.execute(f'DELETE FROM temp."{table}" WHERE ({wanted}) IS NOT TRUE')
 
 
 __all__ = ["HOME", "SHARDS", "Fleet", "answer_of", "fleet", "stored"]

@@ -287,11 +287,25 @@ def test_a_plan_fetches_every_row_that_its_answer_needs(
             assert answer_of(statement, route) == answer_of(statement), (
                 f"{statement.outer_sql}\n{route}"
             )
+        for order in _orders_of(gathered):
+            seen["reduced"] += 1
+            assert answer_of(statement, gathered, order) == answer_of(statement), (
+                f"{statement.outer_sql}\n{gathered}\nin the order {order}"
+            )
 
     search()
     # The search proves nothing where nothing was left out.
     assert seen["pinned"] > 10, seen
     assert seen["some shards or a filter"] > 10, seen
+    assert seen["reduced"] > 10 or name in ("Page", "Reading"), seen
+
+
+def _orders_of(route: Route) -> list[list[str]]:
+    """Orders in which a gather with reductions might fetch its tables."""
+    if not route.reductions:
+        return []
+    tables = [part.table for part in route.fragments]
+    return [tables, tables[::-1], tables[1:] + tables[:1]]
 
 
 def _sharpness(route: Any) -> str:

@@ -398,6 +398,24 @@ class Engine:
         """
         raise NotImplementedError
 
+    def membership(
+        self, home: Any, target: tuple[str, str], source: tuple[str, str], count: int
+    ) -> str:
+        """SQL: a column is one of ``count`` parameters, values of another one as
+        :meth:`read` gave them. ``target`` and ``source`` are table and column.
+
+        True wherever the two columns are equal. No I/O but for the catalogue, once.
+        """
+        quote = home.ops.quote_name
+        column = ".".join(map(quote, target)).replace("%", "%%")
+        return f"{column} IN ({', '.join(['%s'] * count)})"
+
+    def compares(
+        self, home: Any, target: tuple[str, str], source: tuple[str, str]
+    ) -> bool:
+        """Whether :meth:`membership` holds for these columns as the server has them."""
+        return True
+
     def gather(
         self,
         home: Any,

@@ -65,6 +65,10 @@ class CopiedPortion(Portion):
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
     def rows(self) -> Iterator[Row]:
         """Each value as the server's text, None for NULL."""
         for line in bytes(self.data).split(b"\n")[:-1]:
@@ -110,6 +114,14 @@ class PostgreSQLGather(Engine):
         if limit is not None:
             sql += f" LIMIT {limit}"
         return sql + spec.locking
+
+    def membership(
+        self, home: Any, target: tuple[str, str], source: tuple[str, str], count: int
+    ) -> str:
+        # Values arrived as text; of which type decides what equals them.
+        kind = self._column_types(home, source[0])[source[1]][0]
+        column = ".".join(map(quote_name, target)).replace("%", "%%")
+        return f"{column} IN ({', '.join([f'%s::{kind}'] * count)})"
 
     def gather(
         self,

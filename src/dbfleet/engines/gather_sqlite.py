@@ -89,6 +89,19 @@ class SQLiteGather(Engine):
             )
             cursor.close()
 
+    def compares(
+        self, home: Any, target: tuple[str, str], source: tuple[str, str]
+    ) -> bool:
+        # A column's affinity decides what a value becomes before it is compared.
+        kinds = set()
+        for table, column in (target, source):
+            kind = self._declared(home, table, column).upper()
+            if "COLLATE" in kind:
+                return False
+            is_text = any(word in kind for word in ("CHAR", "TEXT", "CLOB"))
+            kinds.add("int" if "INT" in kind else "text" if is_text else kind)
+        return kinds in ({"int"}, {"text"})
+
     def _table_sql(self, home: Any, spec: FragmentSpec) -> str:
         """A bare table with the declared types and collations of the real one."""
         columns = ", ".join(

@@ -40,6 +40,11 @@ class Portion:
     def rows(self) -> Iterable[Row]:
         return self._rows
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it has."""
+        return sum(map(size_of, self._rows))
+
 
 class Fetched(NamedTuple):
     """A fragment and all of its rows, node by node."""
@@ -78,7 +83,11 @@ class Budget:
 
     @property
     def is_over(self) -> bool:
-        return self.rows > self.max_rows or self.bytes > self.max_bytes
+        return self.is_over_rows or self.bytes > self.max_bytes
+
+    @property
+    def is_over_rows(self) -> bool:
+        return self.rows > self.max_rows
 
 
 class Overflow(Exception):

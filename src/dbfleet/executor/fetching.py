@@ -10,7 +10,7 @@ and in a test's emulated fleet.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,8 @@ from dbfleet import conf
 from dbfleet.engines import Budget, Fetched, FragmentSpec, Overflow, Portion
 from dbfleet.executor import fanout
 from dbfleet.executor.emulated import emulated
+from dbfleet.executor.reducing import Reducer, Wanted
 from dbfleet.planner.route import HOME, Filter, Fragment, Route
-
-#: cluster -> the part of a fragment that is read from it
-Parts = dict[str, FragmentSpec]
 
 
 class Fetcher:
@@ -30,49 +28,64 @@ class Fetcher:
     def __init__(self, routing: Any, route: Route, query: Any, limits: Any) -> None:
         self.routing, self.route, self.query = routing, route, query
         self.wrapper, self.limits = routing.wrapper, limits
-        self.fragments = {p.table: p for p in route.fragments if not p.is_native}
+        self.fragments = {part.table: part for part in route.fragments}
+        #: table -> the columns that are fetched
+        self.columns: dict[str, tuple[str, ...]] = {}
         #: (cluster, whether rows are locked) -> the node that is read
         self.nodes: dict[tuple[str, bool], Any] = {}
-        self.fetched_rows = 0
+        #: what arrived, also what was read in vain
+        self.rows = self.bytes = 0
+        #: the tables of which rows were left behind, as others told
+        self.reduced: tuple[str, ...] = ()
 
     def run(self, home: Any) -> list[Fetched]:
-        """Every fragment that has to travel; one round trip for each to each node.
+        """Every fragment that has to travel, complete; small tables of home's among
+        them where that helped. One round trip to each node, at once; with reductions
+        (:mod:`dbfleet.executor.reducing`) one more for each step.
 
         Raises :class:`Overflow`.
         """
-        columns = {
-            table: part.columns or self.wrapper.engine.table_columns(home, table)
-            for table, part in self.fragments.items()
-        }
-        wanted = {
-            table: self._parts(part, columns[table])
-            for table, part in self.fragments.items()
-        }
-        found = self._read(
-            wanted,
-            self.limits.max_rows + 1,
-            Budget(self.limits.max_rows, self.limits.max_bytes),
-        )
+        if self.wrapper.engine.gathers_at_home:
+            self.nodes[HOME, False] = home
+        wanted = self.wanted(home, [p for p in self.route.fragments if not p.is_native])
+        if self.route.reductions and len(self.fragments) > 1:
+            reducer = Reducer(self, home, wanted)
+            found = reducer.run()
+            self.reduced = tuple(sorted(reducer.reduced))
+        else:
+            budget = Budget(self.limits.max_rows, self.limits.max_bytes)
+            found = self.read(wanted, budget.max_rows + 1, budget)
+            if budget.is_over:
+                raise Overflow(budget.largest, is_rows=budget.is_over_rows)
         return [
-            Fetched(_spec(self.fragments[table], columns[table]), portions)
-            for table, portions in found.items()
+            Fetched(_spec(part, self.columns[table]), found[table])
+            for table, part in self.fragments.items()
+            if table in found
         ]
 
-    def _parts(self, part: Fragment, columns: tuple[str, ...]) -> Parts:
-        spec = _spec(part, columns)
-        filters = {cluster: part.filter_at(cluster) for cluster in part.clusters}
-        return {
-            cluster: spec._replace(where=where, params=params)
-            for cluster, (where, params) in filters.items()
-        }
+    def wanted(self, home: Any, fragments: Sequence[Fragment]) -> Wanted:
+        """What each cluster is asked for of these fragments; the catalogue is read
+        where their columns are not known."""
+        found: Wanted = {}
+        for part in fragments:
+            engine = self.wrapper.engine
+            columns = part.columns or engine.table_columns(home, part.table)
+            self.columns[part.table] = columns
+            spec = _spec(part, columns)
+            filters = {cluster: part.filter_at(cluster) for cluster in part.clusters}
+            found[part.table] = {
+                cluster: spec._replace(where=where, params=params)
+                for cluster, (where, params) in filters.items()
+            }
+        return found
 
     # -- reading --------------------------------------------------------------------
 
-    def _read(
-        self, wanted: Mapping[str, Parts], limit: int, budget: Budget
+    def read(
+        self, wanted: Wanted, limit: int, budget: Budget
     ) -> dict[str, tuple[Portion, ...]]:
         """The portions of each table, in the order of its clusters; at most ``limit``
-        rows from each. Raises Overflow once the budget is passed."""
+        rows from each. Not complete once the budget is passed."""
         by_cluster: dict[str, list[FragmentSpec]] = {}
         for parts in wanted.values():
             for cluster, spec in parts.items():
@@ -85,12 +98,15 @@ class Fetcher:
             for cluster in dict.fromkeys([HOME, *self.routing.topology.holders])
             if cluster in by_cluster
         }
+        for cluster in steps:
+            self._open(cluster, by_cluster[cluster])
         found = self._on_all(steps)
-        self.fetched_rows += budget.rows
-        if budget.is_over:
-            raise Overflow(budget.largest, is_rows=budget.rows > budget.max_rows)
+        self.rows += budget.rows
+        self.bytes += budget.bytes
         return {
-            table: tuple(found[cluster][table] for cluster in parts)
+            table: tuple(
+                found[cluster][table] for cluster in parts if table in found[cluster]
+            )
             for table, parts in wanted.items()
         }
 
@@ -100,15 +116,13 @@ class Fetcher:
         found = {}
         for spec in specs:
             if budget.is_over:
-                return {}
+                break
             node = self.nodes[cluster, bool(spec.locking)]
             found[spec.table] = self.wrapper.engine.read(node, spec, limit, budget)
         return found
 
     def _on_all(self, steps: Mapping[str, Any]) -> dict[str, Any]:
         """Each step's result; of the shards at once, where that helps."""
-        for cluster in steps:
-            self._open(cluster)
         locks = any(part.locking for part in self.fragments.values())
         in_turn = self.wrapper.engine.is_local or bool(emulated) or locks
         shards = [cluster for cluster in steps if cluster != HOME]
@@ -119,17 +133,16 @@ class Fetcher:
         limits = conf.settings().fanout
         return found | fanout.run(self.wrapper.alias, jobs, limits)
 
-    def _open(self, cluster: str) -> None:
+    def _open(self, cluster: str, specs: list[FragmentSpec]) -> None:
         """Choose the nodes of a cluster, once for all fragments."""
         routing = self.routing
-        for part in self.fragments.values():
-            key = cluster, bool(part.locking)
-            if cluster not in part.clusters or key in self.nodes:
+        for is_write in {bool(spec.locking): None for spec in specs}:
+            key = cluster, is_write
+            if key in self.nodes:
                 continue
-            if self.route.replica_ok and not part.locking:
+            if self.route.replica_ok and not is_write:
                 self.nodes[key] = routing.reader(cluster, self.query)
             else:
-                is_write = bool(part.locking)
                 self.nodes[key] = routing.node(cluster, is_write=is_write)
 
     def _job(self, cluster: str, step: Any) -> fanout.Job:

@@ -54,8 +54,14 @@ class Gatherer:
         result: GatheredRows = engine.gather(
             home, fetched, sql, params, inline_rows=limits.inline_rows
         )
-        result.fetched_rows = fetcher.fetched_rows
-        events.emit("gathered", alias=self.wrapper.alias, rows=result.fetched_rows)
+        result.fetched_rows = fetcher.rows
+        events.emit(
+            "gathered",
+            alias=self.wrapper.alias,
+            rows=fetcher.rows,
+            bytes=fetcher.bytes,
+            reduced=fetcher.reduced,
+        )
         return result
 
     def _replaces_any(self, nodes: list[Any], error: Error) -> bool:

@@ -17,6 +17,7 @@ from dbfleet.planner.fragments import fragment_of
 from dbfleet.planner.lookups import Lookups
 from dbfleet.planner.merging import merge_of
 from dbfleet.planner.partials import aggregates, is_grouped_by_shard
+from dbfleet.planner.reducing import reductions_of
 from dbfleet.planner.route import HOME, Intent, Route, Rung
 from dbfleet.planner.tables import Table
 from dbfleet.planner.unions import union_of
@@ -286,6 +287,7 @@ def _gather(
         tuple(clusters),
         f"no filter fixes one shard for {', '.join(names)}, and {why}",
         fragments,
+        reductions_of(facts, statement, uses),
         replica_ok,
         epoch=facts.epoch,
     )

@@ -69,6 +69,40 @@ class Fragment:
         )
 
 
+class Link(NamedTuple):
+    """Rows count only if ``column`` equals a fetched row's of another table."""
+
+    column: str
+    from_table: str
+    from_column: str
+    #: ``column`` refers to that row: only if some of those are left out, it says much
+    follows_key: bool = False
+
+    def describe(self) -> str:
+        return f"{self.column} by {self.from_table}.{self.from_column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """What rows of other tables say of one that is to be fetched.
+
+    Rows are left behind that have no link's value in any place of the table; in a
+    place any of its links may be used, or several.
+    """
+
+    table: str
+    places: tuple[tuple[Link, ...], ...]
+    #: the field that tells a row's shard, if its values do
+    key: tuple[Any, ...] = field(default=(), repr=False)
+
+    def describe(self) -> str:
+        """Its places, and for each the ways in which it can be reduced."""
+        places = (
+            " or ".join(link.describe() for link in links) for links in self.places
+        )
+        return f"{self.table}: {'; '.join(places)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a statement goes.
@@ -83,6 +117,8 @@ class Route:
     clusters: tuple[str, ...]
     reason: str
     fragments: tuple[Fragment, ...] = ()
+    #: fragments of which fewer rows are fetched once others are here
+    reductions: tuple[Reduction, ...] = ()
     #: a replica may serve it
     replica_ok: bool = False
     #: how the shards' rows become the answer: a ``merging.Merge`` or
@@ -110,6 +146,7 @@ class Route:
         if self.merge is not None:
             lines.append(f"merge:    {self.merge.describe()}")
         lines += [f"fragment: {part.describe()}" for part in self.fragments]
+        lines += [f"reduced:  {one.describe()}" for one in self.reductions]
         return "\n".join(lines)
 
     __str__ = describe

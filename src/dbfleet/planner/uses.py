@@ -97,9 +97,18 @@ class Facts:
             return False  # a column type that a project chose, such as citext
         kind = field.get_internal_type()
         if kind in _TEXT_KINDS:
-            is_plain = not getattr(field, "db_collation", None)
-            return self.engine.has_binary_text_equality and is_plain
+            return self.engine.has_binary_text_equality and self.is_plain_text(field)
         return kind in _EXACT_KINDS
+
+    def is_plain_text(self, field: Any) -> bool:
+        """Whether a column is text in the database's own collation."""
+        while field.remote_field:
+            field = field.target_field
+        return bool(
+            type(field).db_type is Field.db_type
+            and field.get_internal_type() in _TEXT_KINDS
+            and not getattr(field, "db_collation", None)
+        )
 
     @property
     def keeps_lookups(self) -> bool:

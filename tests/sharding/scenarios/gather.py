@@ -7,16 +7,27 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from unittest import mock
 
 from django.db import connection, transaction
-from django.db.models import Count, F, Max, Q, Sum
+from django.db.models import Count, F, Max, OuterRef, Q, Subquery, Sum
 from django.db.models.functions import Lower, TruncHour
 from django.test import override_settings
 
 from dbfleet.errors import GatherLimitExceeded
+from dbfleet.executor import reducing
+from dbfleet.observe import events
 from dbfleet.planner.forced import gathering
 from tests.sharding.scenarios import engine, on_node, refused, same
-from tests.sharding.shop.models import Customer, Parcel, Reading, Setting, Tag, Visit
+from tests.sharding.shop.models import (
+    Country,
+    Customer,
+    Parcel,
+    Reading,
+    Setting,
+    Tag,
+    Visit,
+)
 
 #: no other rung is taken: what can be merged is gathered as well
 SCOPE = gathering
@@ -28,6 +39,19 @@ INLINE_ROWS = (1, 10, 1000)
 def _limits(**limits: int) -> Iterator[None]:
     with override_settings(DBFLEET={"GATHER": limits}):
         yield
+
+
+@contextlib.contextmanager
+def _small(rows: int) -> Iterator[list[Any]]:
+    """Tables are small up to so many rows of a shard; the events of the gathers."""
+    seen: list[Any] = []
+
+    def note(event: Any) -> None:
+        if event.name == "gathered":
+            seen.append(event.fields)
+
+    with mock.patch.object(reducing, "PROBE_ROWS", rows), events.subscribed(note):
+        yield seen
 
 
 def _ways() -> Iterator[Any]:
@@ -107,6 +131,54 @@ def check_each_shard_is_asked_for_its_own_keys() -> None:
         same(visits.filter(customer__balance__lt=8).count(), 3)
         nested = Customer.objects.filter(pk__in=found.values("pk"), balance__gt=0)
         same(nested.count(), 14)
+
+
+def check_small_tables_of_home_tell_what_shards_send() -> None:
+    countries = [Country.objects.create(code=c, name=c) for c in ("de", "fr", "it")]
+    customers = [
+        Customer(email=str(n), balance=n, country=countries[n % 3]) for n in range(30)
+    ]
+    Customer.objects.bulk_create(customers)
+    for number in (3, 4, 99):
+        Setting.objects.create(name=f"is {number}", number=number)
+    own = Customer.objects.filter(balance=OuterRef("number")).values("email")
+    of_settings = Setting.objects.annotate(one=Subquery(own[:1])).order_by("number")
+    told = [(3, "3"), (4, "4"), (99, None)]
+    for _ in _ways():
+        with _small(3) as seen:
+            numbers = Setting.objects.values("number")
+            found = Customer.objects.filter(balance__in=numbers)
+            same(sorted(found.values_list("balance", flat=True)), [3, 4])
+            same(Customer.objects.filter(country__name="fr").count(), 10)
+            same(Country.objects.filter(code="it").get().customer_set.count(), 10)
+            same(list(of_settings.values_list("number", "one")), told)
+            busy = Country.objects.filter(code__gt="de").annotate(n=Count("customer"))
+            same(sorted(busy.values_list("code", "n")), [("fr", 10), ("it", 10)])
+            reduced = [one["reduced"] for one in seen]
+            same(reduced.count(("shop_customer",)), 4)
+
+
+def check_a_row_that_home_gets_meanwhile_does_not_tear_the_answer() -> None:
+    """What home has by now is not what the shards were asked for."""
+    Customer.objects.bulk_create(Customer(email=str(n), balance=n) for n in range(30))
+    Setting.objects.create(name="is 3", number=3)
+    own = Customer.objects.filter(balance=OuterRef("number")).values("email")
+    found = Setting.objects.annotate(one=Subquery(own[:1])).order_by("number")
+    read = reducing.Reducer._read
+    late: list[Any] = []
+
+    def write_before(self: Any, wanted: Any) -> None:
+        if not late:
+            sql = "INSERT INTO shop_setting (name, number) VALUES ('is 7', 7)"
+            on_node("home", sql)
+            late.append(True)
+        read(self, wanted)
+
+    with _small(3), mock.patch.object(reducing.Reducer, "_read", write_before):
+        same(list(found.values_list("number", "one")), [(3, "3")])
+    same(late, [True])
+    with _small(3):
+        same(list(found.values_list("number", "one")), [(3, "3"), (7, "7")])
 
 
 def check_a_gather_leaves_nothing_behind() -> None:
