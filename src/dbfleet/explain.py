@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from dbfleet.planner.route import Route
 
 
-def explain_route(queryset: Any) -> Route:
+def explain_route(queryset: Any, *, sizes: bool = False) -> Route:
     """The route that evaluating ``queryset`` here and now would take.
 
     ``route.nodes`` are the servers that may serve it. Nothing is sent but the question
-    for a lookup, one round trip to home; the shard map is read once in a process.
-    Raises RouteRefused if no rung fits.
+    for a lookup, one round trip to home; the shard map is read once in a process. With
+    ``sizes`` the servers estimate the rows of a gather's fragments, a round trip for
+    each to each node. Raises RouteRefused if no rung fits.
     """
     # Every project installs this module; the planner is for those that ask.
     from dataclasses import replace
 
+    from dbfleet.executor.gather import Gatherer
     from dbfleet.planner.route import HOME, Intent, Route, Rung
 
     alias = str(queryset.db)
@@ -39,6 +41,8 @@ def explain_route(queryset: Any) -> Route:
         reason = "the filters contradict each other: no database is asked"
         return Route(alias, Intent.READ, Rung.NODE, (), reason)
     names: tuple[str, ...] = routing.node_names(route)
+    if sizes and route.fragments:
+        route = Gatherer(routing, route, compiler.query).sized()
     return replace(route, nodes=names)
 
 
@@ -52,5 +56,5 @@ def install() -> None:
 explain_route.queryset_only = True  # type: ignore[attr-defined]
 
 
-def _explain_all(manager: Any) -> Route:
-    return explain_route(manager.all())
+def _explain_all(manager: Any, *, sizes: bool = False) -> Route:
+    return explain_route(manager.all(), sizes=sizes)

@@ -84,6 +84,16 @@ def test_pinned_merged_gathered_and_single(shop: Project) -> None:
     assert (moved["alias"], moved["rung"]) == ("default", "stream merge")
 
 
+def test_sizes_are_asked_for_and_unknown_to_sqlite(shop: Project) -> None:
+    found = route(shop, "app.Order", "--order-by=?", "--sizes")
+    assert [part["rows"] for part in found["fragments"]] == [None]
+    joined = ("app.Order", "--filter", "customer__name=x", "--order-by=?", "--sizes")
+    text = shop.manage("fleet", "route", *joined).stdout
+    assert "reduced:  app_order: customer_id by app_customer.id" in text
+    assert "about" not in text
+    assert len(route(shop, *joined)["reductions"]) == 2
+
+
 def test_text_names_everything(shop: Project) -> None:
     text = shop.manage(
         "fleet", "route", "app.order", "--filter", "lines=3", "--order-by=?"

@@ -398,6 +398,11 @@ class Engine:
         """
         raise NotImplementedError
 
+    def estimate(self, node: Any, spec: FragmentSpec) -> int | None:
+        """About how many rows of a fragment the server takes a node to have; None if it
+        has no idea. One round trip, or none; nothing may be refused by it."""
+        return None
+
     def membership(
         self, home: Any, target: tuple[str, str], source: tuple[str, str], count: int
     ) -> str:

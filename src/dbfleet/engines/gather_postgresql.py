@@ -8,6 +8,7 @@ for every type, extensions included. Sources: PostgreSQL manual, "COPY" (text fo
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -114,6 +115,12 @@ class PostgreSQLGather(Engine):
         if limit is not None:
             sql += f" LIMIT {limit}"
         return sql + spec.locking
+
+    def estimate(self, node: Any, spec: FragmentSpec) -> int | None:
+        text = composed(node, self.fragment_sql(spec, limit=None), spec.params)
+        [[found]] = self.fetch(node, f"EXPLAIN (FORMAT JSON) {text}")
+        plan = json.loads(found) if isinstance(found, str) else found
+        return int(plan[0]["Plan"]["Plan Rows"])
 
     def membership(
         self, home: Any, target: tuple[str, str], source: tuple[str, str], count: int

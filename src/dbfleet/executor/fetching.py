@@ -10,7 +10,7 @@ and in a test's emulated fleet.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -86,21 +86,9 @@ class Fetcher:
     ) -> dict[str, tuple[Portion, ...]]:
         """The portions of each table, in the order of its clusters; at most ``limit``
         rows from each. Not complete once the budget is passed."""
-        by_cluster: dict[str, list[FragmentSpec]] = {}
-        for parts in wanted.values():
-            for cluster, spec in parts.items():
-                by_cluster.setdefault(cluster, []).append(spec)
-        # One order for all statements, for those that lock.
-        steps = {
-            cluster: partial(
-                self._read_cluster, cluster, by_cluster[cluster], limit, budget
-            )
-            for cluster in dict.fromkeys([HOME, *self.routing.topology.holders])
-            if cluster in by_cluster
-        }
-        for cluster in steps:
-            self._open(cluster, by_cluster[cluster])
-        found = self._on_all(steps)
+        found = self._on_all(
+            wanted, partial(self._read_cluster, limit=limit, budget=budget)
+        )
         self.rows += budget.rows
         self.bytes += budget.bytes
         return {
@@ -121,8 +109,44 @@ class Fetcher:
             found[spec.table] = self.wrapper.engine.read(node, spec, limit, budget)
         return found
 
-    def _on_all(self, steps: Mapping[str, Any]) -> dict[str, Any]:
-        """Each step's result; of the shards at once, where that helps."""
+    def sizes(self, wanted: Wanted) -> dict[str, int | None]:
+        """About how many rows each table has, as the servers' planners estimate; None
+        where one has no idea. A round trip for each to each node, at once."""
+        if not wanted:
+            return {}
+        found = self._on_all(wanted, self._size_cluster)
+        sizes: dict[str, int | None] = {}
+        for table, parts in wanted.items():
+            some = [found[cluster][table] for cluster in parts]
+            sizes[table] = None if None in some else sum(some)
+        return sizes
+
+    def _size_cluster(
+        self, cluster: str, specs: list[FragmentSpec]
+    ) -> dict[str, int | None]:
+        estimate = self.wrapper.engine.estimate
+        return {
+            spec.table: estimate(self.nodes[cluster, bool(spec.locking)], spec)
+            for spec in specs
+        }
+
+    def _on_all(
+        self, wanted: Wanted, work: Callable[[str, list[FragmentSpec]], Any]
+    ) -> dict[str, Any]:
+        """What the work finds on each cluster, for the parts of tables that are
+        wanted of it; of the shards at once, where that helps."""
+        by_cluster: dict[str, list[FragmentSpec]] = {}
+        for parts in wanted.values():
+            for cluster, spec in parts.items():
+                by_cluster.setdefault(cluster, []).append(spec)
+        # One order for all statements, for those that lock.
+        steps = {
+            cluster: partial(work, cluster, by_cluster[cluster])
+            for cluster in dict.fromkeys([HOME, *self.routing.topology.holders])
+            if cluster in by_cluster
+        }
+        for cluster in steps:
+            self._open(cluster, by_cluster[cluster])
         locks = any(part.locking for part in self.fragments.values())
         in_turn = self.wrapper.engine.is_local or bool(emulated) or locks
         shards = [cluster for cluster in steps if cluster != HOME]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from django.apps import apps
@@ -43,6 +44,17 @@ class Gatherer:
                 if not self._replaces_any([*fetcher.nodes.values()], error):
                     raise
         raise AssertionError("every node was lost and none was the primary")
+
+    def sized(self) -> Route:
+        """The route with what the servers estimate of each fragment's rows; a round
+        trip for each to each node, at once."""
+        limits = conf.settings().gather_for(self.routing.topology)
+        home = self.routing.node(HOME, is_write=False)
+        fetcher = Fetcher(self.routing, self.route, self.query, limits)
+        rows = fetcher.sizes(fetcher.wanted(home, self.route.fragments))
+        parts = self.route.fragments
+        sized = tuple(replace(part, rows=rows[part.table]) for part in parts)
+        return replace(self.route, fragments=sized)
 
     def _gather(
         self, home: Any, fetcher: Fetcher, sql: str, params: Any, limits: Any

@@ -7,11 +7,12 @@ statement will run, so what they leave out cannot matter
 Rounds. First every fragment is asked for so many rows that it is seen whether it is
 small: a gather of small fragments ends there. What is complete reduces others, which
 are read again under ``column IN (values)``; what is complete then reduces further ones.
-What is left over is read whole.
+What is left over is read whole, what may reduce others first.
 """
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,6 +23,8 @@ from dbfleet.planner.route import HOME, Link, Reduction
 
 #: rows that every cluster is asked for at first
 PROBE_ROWS = 1000
+#: more rows than these seldom have few values
+WORTH_ROWS = 20_000
 #: values, and bytes of them, that are worth sending to a shard
 MAX_VALUES = 1000
 MAX_VALUE_BYTES = 2**16
@@ -46,6 +49,8 @@ class Reducer:
         limits = fetcher.limits
         self.left = Budget(limits.max_rows, limits.max_bytes)
         self.probe_rows = min(PROBE_ROWS, limits.max_rows)
+        #: about how many rows tables have that are not small; None: nobody knows
+        self._sizes: dict[str, int | None] = {}
         self._values: dict[tuple[str, str], Values | None] = {}
 
     def run(self) -> dict[str, tuple[Portion, ...]]:
@@ -102,17 +107,34 @@ class Reducer:
         del self.pending[table]
 
     def _next(self) -> Wanted:
-        """What is read whole: first, and alone, a filtered table that may reduce
-        others; without one, everything."""
-        for table in self.pending:
-            if self._is_selective(table) and any(
-                link.from_table == table
-                for other in self.pending
-                if other != table
-                for link in self._links(other)
-            ):
-                return {table: self.pending[table]}
+        """What is read whole: first, and alone, the smallest table that may reduce
+        others, if it is not too large to have few values; without one, everything.
+
+        The servers are asked how large they take such tables to be: by now none of
+        them is small. Where a server has no idea, a filter counts as one.
+        """
+        sources = {
+            link.from_table
+            for table in self.pending
+            for link in self._links(table)
+            if not link.follows_key or self._is_selective(link.from_table)
+        }
+        wanted = {
+            table: self.pending[table] for table in self.pending if table in sources
+        }
+        if wanted and len(self.pending) > 1:
+            unknown = {t: parts for t, parts in wanted.items() if t not in self._sizes}
+            self._sizes |= self.fetcher.sizes(unknown)
+            table = min(wanted, key=self._guess)
+            if self._guess(table) <= WORTH_ROWS:
+                return {table: wanted[table]}
         return dict(self.pending)
+
+    def _guess(self, table: str) -> float:
+        size = self._sizes[table]
+        if size is None:
+            return WORTH_ROWS if self._is_selective(table) else math.inf
+        return size
 
     def _ask_home(self) -> None:
         """Fetch small tables of home's that would reduce what is left; from then on

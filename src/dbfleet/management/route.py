@@ -3,7 +3,7 @@
 The queryset is ``Model._default_manager`` with the given filters. Values are read by
 the field that they are compared with; lists of ``in`` and ``range`` are parted by
 commas, ``isnull`` is true or false. The shard map is read, home may be asked for a
-lookup, nothing else is sent.
+lookup, with ``--sizes`` the servers for estimates; nothing else is sent.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         )
     parser.add_argument("--order-by", action="append", default=[], metavar="field")
     parser.add_argument("--database", help="an alias; the routers' choice by default")
+    parser.add_argument(
+        "--sizes",
+        action="store_true",
+        help="have the servers estimate the rows of a gather's fragments",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -52,6 +57,7 @@ def run(
     exclude: Sequence[str],
     order_by: Sequence[str],
     database: str | None,
+    sizes: bool,
     json: bool,
     **options: Any,
 ) -> None:
@@ -71,7 +77,7 @@ def run(
             queryset = queryset.exclude(**_condition(found, condition))
         if order_by:
             queryset = queryset.order_by(*order_by)
-        route = explain_route(queryset)
+        route = explain_route(queryset, sizes=sizes)
     except (FieldError, ValueError, TypeError) as error:
         raise CommandError(f"{found._meta.label}: {error}") from error
     stdout.write(_as_json(route) if json else route.describe())
@@ -173,6 +179,7 @@ def _as_json(route: Route) -> str:
             "columns": part.columns,
             "clusters": part.clusters,
             "where": part.where,
+            "rows": part.rows,
         }
         for part in route.fragments
     ]
@@ -187,6 +194,7 @@ def _as_json(route: Route) -> str:
             "reason": route.reason,
             "epoch": route.epoch,
             "fragments": fragments,
+            "reductions": [one.describe() for one in route.reductions],
         },
         indent=2,
     )

@@ -56,6 +56,8 @@ class Fragment:
     locking: str = ""
     #: a primary key that the statement's GROUP BY may rely on
     key: tuple[str, ...] = ()
+    #: about how many rows it has, where somebody asked and the servers have an idea
+    rows: int | None = None
 
     def filter_at(self, cluster: str) -> Filter:
         """What one cluster is asked for."""
@@ -63,9 +65,10 @@ class Fragment:
 
     def describe(self) -> str:
         filters = f" where {self.where}" if self.where else ", unfiltered"
+        size = "" if self.rows is None else f", about {self.rows} rows"
         return (
             f"{self.table}({', '.join(self.columns) or '*'}) "
-            f"from {', '.join(self.clusters)}{filters}{self.locking.lower()}"
+            f"from {', '.join(self.clusters)}{filters}{self.locking.lower()}{size}"
         )
 
 

@@ -15,8 +15,10 @@ from dbfleet.errors import GatherLimitExceeded
 from dbfleet.executor import reducing
 from dbfleet.observe import events
 from dbfleet.planner.forced import gathering
+from tests.merging import scenarios
 from tests.merging.app.models import Item, Note, Owner, Tag
 from tests.merging.scenarios import refused, same
+from tests.sharding.scenarios import on_node
 
 #: rows of a shard up to which a table is taken for small; the last ones for all
 PROBES = (0, 3, 200)
@@ -237,6 +239,48 @@ def check_small_gathers_take_one_round() -> None:
     ):
         same(list(ask("default")), list(ask("plain")))
     same([one["reduced"] for one in seen], [()])
+
+
+def check_the_smaller_of_two_is_read_first() -> None:
+    """Neither is small, nor filtered: the servers know which has fewer rows."""
+
+    def ask(alias: str) -> Any:
+        found = _notes(alias).filter(owner__items__score=F("score"))
+        return found.order_by("pk", "owner__items").values_list("pk", "owner__items")
+
+    tables = ("merging_item", "merging_note", "merging_owner")
+    for shard in ("a", "b", "c"):
+        for table in tables:
+            verb = "ANALYZE TABLE" if scenarios.kind == "mariadb" else "ANALYZE"
+            on_node(shard, f"{verb} {table}")
+    read, order = reducing.Reducer._read, []
+
+    def note(self: Any, wanted: Any) -> None:
+        order.append(sorted(wanted))
+        read(self, wanted)
+
+    with _told(3) as seen, mock.patch.object(reducing.Reducer, "_read", note):
+        same(list(ask("default")), list(ask("plain")))
+        route = ask("default").explain_route(sizes=True)
+    sizes = {part.table: part.rows for part in route.fragments}
+    if scenarios.kind == "sqlite":
+        same(set(sizes.values()), {None})
+        same(order, [sorted(tables)])
+        return
+    # Owners are fewer still; but that a note has one of all of them says nothing.
+    same(order, [["merging_note"], ["merging_item", "merging_owner"]])
+    same(seen[0]["reduced"], ("merging_item", "merging_owner"))
+    for table, rows in zip(tables, (200, 40, 24), strict=True):
+        same(rows / 2 <= sizes[table] <= rows * 2, True)
+    # What is estimated to be too much to have few values is not waited for.
+    order.clear()
+    with (
+        _told(3),
+        mock.patch.object(reducing.Reducer, "_read", note),
+        mock.patch.object(reducing, "WORTH_ROWS", 5),
+    ):
+        same(list(ask("default")), list(ask("plain")))
+    same(order, [sorted(tables)])
 
 
 def check_values_beyond_the_limit_are_not_sent() -> None:
