@@ -59,7 +59,7 @@ class CopiedPortion(Portion):
         super().__init__()
         self.width, self.data, self._count = width, bytearray(), 0
 
-    def add(self, block: bytes, rows: int) -> None:
+    def add(self, block: bytearray, rows: int) -> None:
         self.data += block
         self._count += rows
 
@@ -100,9 +100,7 @@ class PostgreSQLGather(Engine):
             node.create_cursor() as source,
             source.copy(f"COPY ({text}) TO STDOUT") as blocks,
         ):
-            for block in blocks:
-                data = bytes(block)
-                rows = data.count(b"\n")
+            for data, rows in _collected(blocks):
                 if budget.spend(spec.table, rows, len(data)):
                     portion.add(data, rows)
         return portion
@@ -257,6 +255,17 @@ class PostgreSQLGather(Engine):
             self.run(
                 home, f"ALTER TABLE pg_temp.{name} ADD PRIMARY KEY ({key})"
             ).close()
+
+
+def _collected(blocks: Iterable[Any]) -> Iterator[tuple[bytearray, int]]:
+    """What a server sends row by row, many rows together, and how many they are."""
+    data = bytearray()
+    for block in blocks:
+        data += block
+        if len(data) >= _BLOCK:
+            yield data, data.count(b"\n")
+            data = bytearray()
+    yield data, data.count(b"\n")
 
 
 def _blocks(portions: Iterable[Any]) -> Iterator[bytes]:

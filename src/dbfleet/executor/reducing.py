@@ -41,6 +41,7 @@ class Reducer:
     def __init__(self, fetcher: Any, home: Any, wanted: Wanted) -> None:
         self.fetcher, self.home = fetcher, home
         self.engine = fetcher.wrapper.engine
+        self._wanted = wanted
         self.pending = dict(wanted)
         self.found: dict[str, tuple[Portion, ...]] = {}
         self.reductions = {one.table: one for one in fetcher.route.reductions}
@@ -52,6 +53,8 @@ class Reducer:
         #: about how many rows tables have that are not small; None: nobody knows
         self._sizes: dict[str, int | None] = {}
         self._values: dict[tuple[str, str], Values | None] = {}
+        #: tables whose values decided what was fetched of others
+        self._used: set[str] = set()
 
     def run(self) -> dict[str, tuple[Portion, ...]]:
         """The portions of every table, those of home's that helped among them.
@@ -65,6 +68,8 @@ class Reducer:
             if not ready and not has_asked_home:
                 has_asked_home = True
                 self._ask_home()
+                continue
+            if not ready and self._reopen():
                 continue
             self._read(ready or self._next())
         return self.found
@@ -136,6 +141,34 @@ class Reducer:
             return WORTH_ROWS if self._is_selective(table) else math.inf
         return size
 
+    def _reopen(self) -> bool:
+        """Read a small table again, to be reduced: rows of it that do not matter would
+        keep it from reducing others. Not once its values were used: other rows may be
+        there by now."""
+        for table in self._unselective():
+            if self._usable(self.reductions[table]) is None:
+                continue
+            portions = self.found.pop(table)
+            for portion in portions:
+                self.left.spend(table, -len(portion), -portion.size)
+            self._values = {k: v for k, v in self._values.items() if k[0] != table}
+            self.pending[table] = self._wanted[table]
+            return True
+        return False
+
+    def _unselective(self) -> list[str]:
+        """Complete tables that would reduce others if fewer of their rows were here."""
+        return [
+            link.from_table
+            for table in self.pending
+            for link in self._links(table)
+            if link.follows_key
+            and link.from_table in self.found
+            and link.from_table in self.reductions
+            and link.from_table not in self._used
+            and not self._is_selective(link.from_table)
+        ]
+
     def _ask_home(self) -> None:
         """Fetch small tables of home's that would reduce what is left; from then on
         the statement runs over those rows. A round trip for each, none if none would.
@@ -143,7 +176,7 @@ class Reducer:
         natives = {p.table: p for p in self.fetcher.route.fragments if p.is_native}
         helpful = {
             link.from_table
-            for table in self.pending
+            for table in (*self.pending, *self._unselective())
             for link in self._links(table)
             if link.from_table in natives
             and (natives[link.from_table].where or not link.follows_key)
@@ -176,6 +209,7 @@ class Reducer:
             places = reduction and self._usable(reduction)
             if reduction is not None and places:
                 ready[table] = self._reduced(reduction, places, parts)
+                self._used |= {link.from_table for usable in places for link in usable}
         self.reduced |= ready.keys()
         return ready
 

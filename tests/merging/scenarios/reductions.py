@@ -241,6 +241,19 @@ def check_small_gathers_take_one_round() -> None:
     same([one["reduced"] for one in seen], [()])
 
 
+def check_a_small_table_is_read_again_to_reduce_others() -> None:
+    """Owners are few in each shard, but each item has one: those of a tag are fewer."""
+
+    def ask(alias: str) -> Any:
+        found = Item.objects.using(alias).filter(owner__tags__word="w1")
+        return found.order_by("pk").values_list("pk", "owner__name")
+
+    with _told(24) as seen:
+        same(list(ask("default")), list(ask("plain")))
+    same("merging_item" in seen[0]["reduced"], True)
+    same("merging_owner" in seen[0]["reduced"], True)
+
+
 def check_the_smaller_of_two_is_read_first() -> None:
     """Neither is small, nor filtered: the servers know which has fewer rows."""
 
