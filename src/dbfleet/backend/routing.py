@@ -6,7 +6,7 @@ lasts for one statement; a wrapper belongs to one thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,10 @@ from django.apps import apps
 from django.core.exceptions import EmptyResultSet
 from django.db.backends.utils import CursorWrapper
 
-from dbfleet import conf, sessions
+from dbfleet import conf
 from dbfleet.backend.binding import Binding
 from dbfleet.backend.cursor import RawCursor
+from dbfleet.backend.deciding import Deciding
 from dbfleet.backend.shard_rows import ShardRows
 from dbfleet.backend.spreading import shard_sql
 from dbfleet.backend.writing import Writes
@@ -39,16 +40,15 @@ from dbfleet.planner.plan import (
     plan_pinned,
     plan_read,
 )
-from dbfleet.planner.ranges import Span
 from dbfleet.planner.route import HOME, Route, Rung
 from dbfleet.planner.tables import Table, Tables
-from dbfleet.planner.uses import Facts, Statement
-from dbfleet.sessions import Level, pins
-from dbfleet.sharding import keys, ledger
+from dbfleet.planner.uses import Statement
+from dbfleet.sessions import pins
+from dbfleet.sharding import ledger
 from dbfleet.sharding.lookups import LookupReader
 
 
-class Routing(Binding, ShardRows):
+class Routing(Binding, Deciding, ShardRows):
     """Routes the statements of one alias wrapper."""
 
     def __init__(self, wrapper: Any) -> None:
@@ -68,119 +68,12 @@ class Routing(Binding, ShardRows):
         #: model -> its table and the one field that simple queries pin it by
         self._simple: dict[Any, tuple[Table, Any]] = {}
 
-    # -- facts ------------------------------------------------------------------
-
-    def facts(self, *, only_gather: bool = False) -> Facts:
-        """What decisions depend on; reads the shard map once in a process."""
-        return Facts(
-            self.topology,
-            self.wrapper.engine,
-            self.tables,
-            self.shard_of,
-            self.in_transaction(),
-            only_gather or forced.only_gather,
-            lookup_fields=self.lookup_fields,
-            find_shard=self.find_shard,
-            shards_in=None if self.topology.map is None else self.shards_in,
-            learn=self.learn,
-            read_epoch=partial(ledger.known_epoch, self.wrapper),
-            only_scatter=forced.only_scatter,
-        )
-
-    def shard_of(self, fields: tuple[Any, ...], values: tuple[Any, ...]) -> str:
-        """The shard of a row with this key; raises E409 where the map has none."""
-        known = ledger.shard_map(self.wrapper)
-        shard = known.assign(fields, values, self.wrapper)
-        if shard is None:
-            raise keys.uncovered(self.topology, fields, values)
-        return shard
-
-    def learn(self, fields: tuple[Any, ...], found: Any) -> None:
-        """Many keys are about to be looked for: a directory is asked once."""
-        known = ledger.shard_map(self.wrapper)
-        known.learn(fields, found, self.wrapper, assigns=False)
-
-    def shards_of(
-        self, fields: tuple[Any, ...], columns: Sequence[Sequence[Any]]
-    ) -> list[str]:
-        """The shards of many rows, given by the columns of their keys; in order.
-
-        Raises as :meth:`shard_of`.
-        """
-        known = ledger.shard_map(self.wrapper)
-        known.learn(fields, zip(*columns, strict=True), self.wrapper, assigns=True)
-
-        def place(values: tuple[Any, ...]) -> str:
-            shard = known.assign(fields, values, self.wrapper)
-            if shard is None:
-                raise keys.uncovered(self.topology, fields, values)
-            return shard
-
-        return keys.each_once(place, columns)
-
-    def find_shard(
-        self, fields: tuple[Any, ...], values: tuple[Any, ...]
-    ) -> str | None:
-        """The shard of rows with this key; None where there can be no such row."""
-        return ledger.shard_map(self.wrapper).place(fields, values, self.wrapper)
-
-    def shards_in(self, field: Any, values: Span) -> frozenset[str] | None:
-        """The shards of keys in a range; None means any."""
-        return ledger.shard_map(self.wrapper).between(field, values)
-
-    def table_of(self, opts: Any) -> Table:
-        return self.tables.of(
-            opts.concrete_model._meta if opts.concrete_model else opts
-        )
-
-    def names_local_tables(self, sql: str) -> bool:
-        """Whether a text mentions a table of home's own."""
-        found = self.tables.named_in(sql, self.wrapper.vendor, apps)
-        return any(not t.is_sharded and not t.is_reference for t, _ in found)
+    # -- compiling ------------------------------------------------------------------
 
     def record(self, compiler: Any) -> None:
         """A query block was compiled; called by every compiler of the alias."""
         if self._blocks is not None:
             self._blocks.append(block_of(compiler))
-
-    def policy(self, cluster: str, model: Any = None) -> Any:
-        """How a replica is chosen: the model's policy, the cluster's, the setting's."""
-        declared = self.wrapper.nodes.clusters[cluster]
-        names = (model._meta.app_label, model._meta.model_name) if model else ()
-        return conf.settings().policy_for(declared, *names)
-
-    def level(self, query: Any = None) -> Level:
-        """How old an answer may be: the queryset's level, the block's, the model's,
-        the alias's, the setting's."""
-        own = getattr(query, "fleet_level", None) or sessions.chosen_level()
-        if own is not None:
-            return own
-        settings = conf.settings()
-        if settings.levels and query is not None and query.model is not None:
-            opts = query.model._meta
-            own = conf.most_specific(settings.levels, opts.app_label, opts.model_name)
-        return own or self.topology.consistency or settings.consistency
-
-    def place(self, cluster: str, query: Any) -> Place:
-        """Where a read goes: the cluster, how a replica is chosen, how old it may be.
-
-        The usual place is looked up once for each set of settings.
-        """
-        settings = conf.settings()
-        if settings is not self._settings:
-            self._settings, self._places = settings, {}
-            self._has_own_places = bool(settings.policies or settings.levels)
-        has_own = query is not None and (
-            self._has_own_places or "fleet_level" in query.__dict__
-        )
-        if has_own or sessions.chosen_level() is not None:
-            model = query.model if query is not None else None
-            return Place(cluster, self.policy(cluster, model), self.level(query))
-        place = self._places.get(cluster)
-        if place is None:
-            place = Place(cluster, self.policy(cluster), self.level())
-            self._places[cluster] = place
-        return place
 
     @property
     def is_planning(self) -> bool:
