@@ -32,3 +32,8 @@ def test_what_is_asked_of_aggregates(fleet: MergingProject, check: str) -> None:
 @pytest.mark.parametrize("check", scenarios.names("unions"))
 def test_unions(fleet: MergingProject, check: str) -> None:
     fleet.pass_or_fail("unions", check)
+
+
+@pytest.mark.parametrize("check", scenarios.names("finish"))
+def test_what_a_server_is_handed(fleet: MergingProject, check: str) -> None:
+    fleet.pass_or_fail("finish", check)

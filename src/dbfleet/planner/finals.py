@@ -149,7 +149,7 @@ class _Finals:
             if getattr(expression, "contains_aggregate", False) and at not in needed
         )
         groups = tuple(self.groups.values())
-        split, empty = split_of(self.columns, self.groups, combines)
+        split, empty = split_of(self.columns, self.groups, combines, blank)
         return Partial(self._merge(), groups, combines, blank, finish, split, empty)
 
     def _merge(self) -> Merge:

@@ -178,10 +178,13 @@ def partial_of(facts: Facts, statement: Statement, spread: Spread) -> Partial:
 
 
 def split_of(
-    columns: Columns, groups: Mapping[int, Column], combines: Iterable[Combine]
+    columns: Columns,
+    groups: Mapping[int, Column],
+    combines: Iterable[Combine],
+    blank: AbstractSet[int] = frozenset(),
 ) -> tuple[Sql | None, tuple[Any, ...] | None]:
     """What shards group by besides, and the row of a statement without groups that no
-    shard has a row for."""
+    shard has a row for; nobody looks at its ``blank`` columns."""
     if columns.split is None:
         return None, None
     for combine in combines:
@@ -191,9 +194,11 @@ def split_of(
     sql, params = columns.compiled(columns.expressions[columns.split])
     if groups:
         return (sql, params), None
+    if columns.compiler.query.group_by is not None:
+        raise Unproved("it groups by no value of a row")
     known = {one.at for one in combines if one.bare == one.at}
     known |= {at for one in combines for at in one.parts}
-    if not known >= set(range(columns.width)):
+    if not known | blank >= set(range(columns.width)):
         raise Unproved("a default stands for distinct values that are not there")
     counts = {one.at for one in combines if one.kind == "count"}
     empty = (0 if at in counts else None for at in range(len(columns.sql)))
