@@ -308,7 +308,7 @@ class Reads(Conditions):
         by = [
             path
             for path in (
-                self.path(model, _SORTABLE, multi=False)
+                self.path(model, _SORTABLE, multi=self.chance(0.3))
                 for _ in range(self.rng.randrange(3))
             )
             if path is not None

@@ -257,7 +257,11 @@ def _finding(kind: str, plain: Outcome, fleet: Outcome) -> Finding:
 
 
 def normal(rows: Rows) -> dict[str, list[str]]:
-    """Rows as text, with automatic ids replaced by what names the row."""
+    """Rows as text, with automatic ids replaced by what names the row.
+
+    Both zeroes are one: Django's INSERT of one row on PostgreSQL makes 0.0 of -0.0,
+    that of several keeps it, and how many there are is each shard's own.
+    """
     names: dict[tuple[str, object], object] = {}
     for label, natural in NATURAL.items():
         for row in rows[label]:
@@ -274,6 +278,8 @@ def normal(rows: Rows) -> dict[str, list[str]]:
                 target = one.target_field if one.remote_field else one
                 value = row[one.attname]
                 owner = target.model.__name__
+                if isinstance(value, float):
+                    shown[one.attname] = value + 0.0
                 if target.primary_key and (owner, value) in names:
                     shown[one.attname] = names[owner, value]
             if is_through and row["id"] >= AUTOMATIC:

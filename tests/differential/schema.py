@@ -31,6 +31,13 @@ STARTS = (
     "Product", "Product", "Product", "Category", "Tag", "Shop", "Place", "Stock",
     "Profile", "Country", "Setting", "Comment", "Product_tags", "Customer_favorites",
 )  # fmt: skip
+#: relations to rows of the same shard, which shards join by themselves: half of all
+NEAR = {
+    "Customer": ("orders", "profile", "Profile", "Order"),
+    "Order": ("customer", "lines", "Line"), "Line": ("order",),
+    "Profile": ("customer",), "Customer_favorites": ("customer",),
+    "Place": ("shop", "Shop"), "Shop": ("place_ptr",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +115,9 @@ class Schema:
                 relations = self.relations(at, multi=multi)
                 if not relations:
                     break
-                name, at, multiplies = self.one(relations)
+                near = [one for one in relations if one[0] in NEAR.get(at.__name__, ())]
+                some = near if near and self.chance(0.5) else relations
+                name, at, multiplies = self.one(some)
                 names.append(name)
                 is_multi = is_multi or multiplies
             field = self.one(at._meta.concrete_fields)
@@ -138,6 +147,9 @@ class Schema:
             and not relation.many_to_many
             and relation.related_model._meta.auto_created is False
         ]
+        near = [one for one in found if one[0] in NEAR.get(model.__name__, ())]
+        if near and self.chance(0.5):
+            return self.one(near)
         return self.one(found) if found else None
 
     # -- values ---------------------------------------------------------------------

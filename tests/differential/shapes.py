@@ -100,7 +100,7 @@ class Shapes(Reads):
         by = [
             path
             for path in (
-                self.path(model, _GROUPABLE, depth=1, multi=False)
+                self.path(model, _GROUPABLE, depth=1, multi=self.chance(0.4))
                 for _ in range(self.rng.randrange(1, 3))
             )
             if path is not None
@@ -154,7 +154,7 @@ class Shapes(Reads):
             both = Code("", (inner, other[0]), glue=self.one((" + ", " - ")), least=2)
             steps.append(step("aggregate", keyword("e", both), is_fixed=True))
             return Case(self._chain(model, steps), Expected())
-        path = self.path(model, _GROUPABLE, depth=1, multi=False)
+        path = self.path(model, _GROUPABLE, depth=1, multi=self.chance(0.4))
         if path is None:
             return self._aggregated()
         steps.append(step("values", repr(column(path)), is_fixed=True))
