@@ -24,13 +24,13 @@ sys.exit(main({arguments!r}))
 DROPS_A_SHARD = """
 import dataclasses
 from dbfleet.planner import plan
-right = plan._fragment
+right = plan.fragment_of
 def fragment(*args):
     part = right(*args)
     if part.table.startswith("differential_"):
         part = dataclasses.replace(part, clusters=part.clusters[:2])
     return part
-plan._fragment = fragment
+plan.fragment_of = fragment
 """
 PUSHES_FROM_NULLABLE_SIDE = """
 from dbfleet.planner import blocks
@@ -68,7 +68,7 @@ merging.order_of = partials.order_of = order_of
 """
 ADDS_UP_DISTINCT_VALUES = """
 from dbfleet.planner import partials
-partials._check_distinct = lambda *args: None
+partials._is_placed = lambda *args: True
 """
 TRUSTS_EVERY_WINDOW = """
 from dbfleet.planner import colocation
