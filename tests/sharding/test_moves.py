@@ -276,6 +276,9 @@ result = error, before == after, Depot.objects.update(region=there), places(*ALL
 
 
 REFUSED = """
+from dbfleet import REFERENCE
+
+
 class Depot(models.Model):
     region = models.IntegerField()
 
@@ -298,7 +301,15 @@ class Zone(models.Model):
         shard_key = "number"
 
 
+class Country(models.Model):
+    name = models.CharField(max_length=20)
+
+    class Meta:
+        shard_key = REFERENCE
+
+
 class Stall(models.Model):
+    country = models.ForeignKey(Country, models.CASCADE, null=True)
     zone = models.ForeignKey(Zone, models.CASCADE, to_field="number")
 
     class Meta:
@@ -323,15 +334,31 @@ Stall.objects.create(zone=zone)
 errors.append(refused(Zone.objects.update, number=second))
 errors.append(refused(Zone.objects.update, number=near))
 unchanged = Zone.objects.update(number=first, name="new")
-Stall.objects.all().delete()
+# Another foreign key of a row that changes its key and stays, or goes.
+country = Country.objects.create(name="no")
+stall = Stall.objects.get()
+zones = [Zone.objects.create(number=number) for number in (near, second)]
+for zone in zones:
+    errors.append(refused(Stall.objects.update, zone=zone, country=country.pk + 9))
+    errors.append(Stall.objects.update(zone=zone, country=country))
+    errors.append(list(Stall.objects.values_list("zone", "country")) == [
+        (zone.number, country.pk)
+    ])
+for zone in zones:
+    Stall.objects.filter(zone=zone).delete()
+    zone.delete()
 moved = Zone.objects.update(number=second)
 result = errors, unchanged, moved, places(Depot, Loose, Zone, Stall)
 """
     )
-    assert [error["code"] for error in found[0]] == ["dbfleet.E411"] * 3
+    assert [error["code"] for error in found[0][:3]] == ["dbfleet.E411"] * 3
     for text in ("app.Depot", "app.Loose", "no foreign key"):
         assert text in found[0][0]["text"]
-    for error in found[0][1:]:
+    for missing, *stored in (found[0][3:6], found[0][6:]):
+        assert missing["type"] == "IntegrityError"
+        assert "foreign key constraint" in missing["text"]
+        assert stored == [1, True]
+    for error in found[0][1:3]:
         for text in ("app.Zone.number", "app.Stall", "by zone"):
             assert text in error["text"]
     assert found[1:3] == [1, 1]

@@ -534,6 +534,9 @@ class Engine:
             described = node.introspection.get_table_description(cursor, table)
         return tuple(column.name for column in described)
 
+    #: whether foreign keys are checked row by row, not at the end of a transaction
+    checks_at_once: ClassVar[bool] = False
+
     def unchecked(self, node: Any) -> contextlib.AbstractContextManager[None]:
         """A block in which ``node`` does not check foreign keys row by row.
 

@@ -173,6 +173,8 @@ class MySQLEngine(MySQLMerging, MySQLGather, GtidPositions):
     def infers_group_by(self, home: Any) -> bool:
         return not home.mysql_is_mariadb
 
+    checks_at_once: ClassVar[bool] = True
+
     @contextlib.contextmanager
     def unchecked(self, node: Any) -> Iterator[None]:
         self.run(node, "SET foreign_key_checks = 0").close()

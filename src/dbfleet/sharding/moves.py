@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import ForeignKey
+from django.db.utils import IntegrityError
 
 from dbfleet import conf
 from dbfleet.errors import InvalidShardKey, MoveRefused, NullShardKey
@@ -54,6 +55,15 @@ class Mover:
         #: foreign keys to columns that the UPDATE writes, and what they referred to
         self._referring = [
             field for field in self._foreign_keys() if _target(field).column in written
+        ]
+        #: the table's own foreign keys that the UPDATE writes
+        self._written_keys = [
+            field
+            for field in self.table.opts.local_concrete_fields
+            if isinstance(field, ForeignKey)
+            and field.column in written
+            and getattr(field, "db_constraint", True)
+            and is_holdable(self.facts.topology, field)
         ]
         self._referred: dict[tuple[str, Any], set[Any]] = {}
         #: shard -> rows of the table that are there now
@@ -128,6 +138,28 @@ class Mover:
             self.places.setdefault(target, []).extend(rows)
             if target != cluster:
                 self._carry(cluster, target, rows)
+            elif self.engine.checks_at_once:
+                self._check_unchecked(cluster, rows)
+
+    def _check_unchecked(self, cluster: str, pks: list[Row]) -> None:
+        """The foreign keys that were written unchecked, of rows that nobody copies."""
+        for field in self._written_keys:
+            parent = _target(field)
+            table = self._quote(self.table.name)
+            column = f"{table}.{self._quote(field.column)}"
+            for batch in _batches(pks):
+                where, params = self._where(self.table.pk_columns, batch)
+                where += (
+                    f" AND {column} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM "
+                    f"{self._quote(parent.model._meta.db_table)} p "
+                    f"WHERE p.{self._quote(parent.column)} = {column}) LIMIT 1"
+                )
+                if found := self._fetch(cluster, self.table, column, where, params):
+                    raise IntegrityError(
+                        f"{self.table.label}.{field.name} would refer to "
+                        f"{found[0][0]!r}, which {parent.model._meta.label} does not "
+                        "have (foreign key constraint)"
+                    )
 
     def _targets(self, cluster: str, pks: Sequence[Row]) -> dict[str, list[Row]]:
         """Shard -> primary keys of rows that belong there."""
