@@ -27,6 +27,8 @@ TIMEOUT_S = 20
 
 SETUP = """
 create_tables()
+import io
+import json
 from pathlib import Path
 from django.db.models import F, Sum, Value
 from django.db.models.functions import Concat
@@ -76,7 +78,16 @@ actions = {
         [Account(id=n, balance=7) for n, _ in FULL], ["balance"]
     ),
 }
-held = None
+
+
+def told():
+    '''What ``fleet status`` says that shards hold prepared.'''
+    table, found = io.StringIO(), io.StringIO()
+    call_command("fleet", "status", stdout=table)
+    call_command("fleet", "status", "--json", stdout=found)
+    nodes = json.loads(found.getvalue())
+    named = {one["node"]: one["prepared"] for one in nodes if one["prepared"]}
+    return named, "holds prepared: dbfleet_" in table.getvalue()
 
 
 def hold_before(owner, name, cluster):
@@ -125,10 +136,14 @@ class Killing:
             if is_postgresql
             else "XA RECOVER"
         )
-        found = {node: self.rows(node, sql) for node in self.databases}
-        return {
-            node: [str(row[-1]) for row in rows] for node, rows in found.items() if rows
-        }
+        found = {}
+        for node in self.databases:
+            names = [row[-1] for row in self.rows(node, sql)]
+            if names:
+                found[node] = [
+                    name.decode() if isinstance(name, bytes) else name for name in names
+                ]
+        return found
 
     @contextlib.contextmanager
     def locked(self, table: str) -> Iterator[None]:
@@ -301,12 +316,17 @@ def test_before_it_prepares(killing: Killing) -> None:
 
 def test_after_the_decision(killing: Killing) -> None:
     """The others have it, b has it prepared, and the error says how to finish."""
+    assert killing.console.ask("told()") == [{}, False]
     changed = ["untouched", ["1", "2", "3"]]
     for action in ("rename", "lambda: in_block(rename)", "create"):
         error = killing.killed_before("ENGINE", "commit_prepared", action)
         assert_names_shard(error, "E603")
         assert error["type"] == "CommitPending"
-        assert list(killing.prepared()) == ["b"]
+        held = killing.prepared()
+        assert list(held) == ["b"]
+        # Who was not told of the error finds it by the command.
+        shown = killing.console.ask("told()")
+        assert shown == [{"default/b/primary": held["b"]}, True]
         assert settle(killing, error["text"]) == ["b"]
         assert killing.prepared() == {}
         if action == "create":

@@ -56,6 +56,8 @@ class NodeStatus:
     problem: str | None = None
     #: why a node that a source of replicas listed is not read
     left_out: str | None = None
+    #: transactions of ours that a shard holds prepared; None where it cannot tell
+    prepared: list[str] | None = None
 
 
 @dataclass
@@ -67,6 +69,8 @@ class Probe:
     #: makes the connection, in the thread that uses it
     connect: Callable[[], Any]
     is_home_of_shards: bool = False
+    #: of a shard's primary: the number that ends the names of its transactions
+    number: int | None = None
     #: the distributed engine that it is declared to coordinate
     distributed_by: str | None = None
     #: a source of replicas listed it
@@ -166,7 +170,10 @@ def _probes(alias: str, timeout_s: int) -> list[Probe]:
             is_found = declared.source is not None and role == "replica"
             connect = partial(kind, settings, name)
             by = topology.distributed_by if role != "replica" else None
-            found.append(Probe(status, engine, connect, is_home, by, is_found))
+            number = None
+            if role == "primary" and cluster in topology.shards:
+                number = list(topology.shards).index(cluster)
+            found.append(Probe(status, engine, connect, is_home, number, by, is_found))
     return found
 
 
@@ -186,7 +193,7 @@ def _sources(aliases: Sequence[str]) -> list[NodeStatus]:
 
 
 def _ask(probe: Probe, primary: Probe | None) -> None:
-    """Fill in what the server says; at most seven round trips."""
+    """Fill in what the server says; at most eight round trips."""
     status, engine = probe.status, probe.engine
     node = probe.connect()
     try:
@@ -206,6 +213,8 @@ def _ask(probe: Probe, primary: Probe | None) -> None:
             status.caught_up = engine.covers(engine.applied(node), [primary.position])
         if probe.is_home_of_shards:
             probe.slot_counts = ledger.slot_counts(engine, node)
+        if probe.number is not None:
+            status.prepared = _prepared(probe, node)
         problem = _mismatch(probe, primary) or _undistributed(probe, node)
         if probe.is_found and problem:
             status.left_out = problem
@@ -216,6 +225,19 @@ def _ask(probe: Probe, primary: Probe | None) -> None:
     finally:
         with contextlib.suppress(Error, OSError):
             node.close()
+
+
+def _prepared(probe: Probe, node: Any) -> list[str] | None:
+    """What a shard's primary holds prepared for this alias.
+
+    MariaDB and MySQL name those of every database of the server.
+    """
+    try:
+        found = probe.engine.prepared(node)
+    except Error:  # it takes a privilege of its own
+        return None
+    end = f"_{probe.number}"
+    return sorted(g for g in found if g.startswith("dbfleet_") and g.endswith(end))
 
 
 def _mismatch(probe: Probe, primary: Probe | None) -> str | None:
@@ -298,5 +320,7 @@ def _row(one: NodeStatus) -> tuple[str, ...]:
         remark = f"left out: {one.left_out}"
     elif one.caught_up is False:
         remark = "behind its primary"
+    elif one.prepared:
+        remark = f"holds prepared: {', '.join(one.prepared)}"
     server = one.server_role or "-"
     return (one.node, one.role, server, latency, one.version or "-", slots, remark)
