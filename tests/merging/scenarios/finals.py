@@ -292,7 +292,7 @@ def check_texts() -> None:
             .values_list("low")
             .annotate(n=Count("id"), long=Length("low") + Count("price"))
             .filter(n__gt=2)
-            .order_by("low", "n")
+            .order_by("low", "n", "long")
         ),
         rung=_where_text_is_known(),
         # Blanks at the end are no difference there, and their number is one of groups.
@@ -406,12 +406,11 @@ def check_what_stays_gathered() -> None:
 def check_arrays_are_made_where_their_rows_are() -> None:
     if connection.vendor != "postgresql":
         return
-    from django.contrib.postgres.aggregates import ArrayAgg, StringAgg
+    from django.contrib.postgres.aggregates import ArrayAgg
 
     arrays = {
         "all": ArrayAgg("id", order_by="id"),
         "some": ArrayAgg("score", order_by=["-score", "id"], filter=Q(flag=True)),
-        "names": StringAgg("name", Value("; "), order_by="id"),
     }
     for by, rung in (("owner", MERGE), ("flag", GATHER)):
         agree(
