@@ -63,6 +63,9 @@ def measure_shards(
         measuring = _Process(project)
         measuring.ask("fill", rows=rows or (QUICK_ROWS if quick else ROWS))
         results = measuring.ask("near", quick=quick)
+        streaming = _Process(project)
+        results.append(streaming.ask("stream"))
+        streaming.close()
         for proxy in proxies:
             proxy.delay(DELAY_S)
         results += measuring.ask("far", quick=quick)
