@@ -239,8 +239,8 @@ class KeyedWriter(Writer):
         )
 
     def _update(self, cluster: str, step: Step, order_by: Any, *, moves: bool) -> int:
-        update = UpdateQuery(self.table.opts.model)
-        update.add_update_fields(list(step.values))
+        update: Any = UpdateQuery(self.table.opts.model)
+        update.values = list(step.values)  # resolved, as the statement had them
         self._filter(update, step)
         update.order_by = order_by  # MySQL checks unique keys row by row
         compiler = update.get_compiler(self.wrapper.alias, self.wrapper)
