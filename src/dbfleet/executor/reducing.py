@@ -310,12 +310,15 @@ class Reducer:
         kind = _KINDS.get(family_of(key[0])) if key else None
         if kind is None or key[0].column != link.column or HOME in whole:
             return whole
+        try:
+            typed = {value: (kind(str(value)),) for value in values}
+        except ValueError:
+            return whole
+        routing = self.fetcher.routing
+        routing.learn(key, [*typed.values()])  # a directory is asked once
         found: dict[str, list[Any]] = {cluster: [] for cluster in clusters}
-        for value in values:
-            try:
-                shard = self.fetcher.routing.find_shard(key, (kind(str(value)),))
-            except ValueError:
-                return whole
+        for value, placed in typed.items():
+            shard = routing.find_shard(key, placed)
             if shard in found:
                 found[shard].append(value)
         return found

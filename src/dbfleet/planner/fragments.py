@@ -133,6 +133,8 @@ def _placed(facts: Facts, table: Table, node: Any) -> dict[Any, str | None] | No
         return None
     find = facts.find_shard or facts.shard_of
     values: Any = branches[0][key]
+    if facts.learn is not None and len(values) > 1:
+        facts.learn(table.key_fields, [(value,) for value in values])
     return {value: find(table.key_fields, (value,)) for value in values}
 
 
