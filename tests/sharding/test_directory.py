@@ -253,3 +253,34 @@ result = [
     )
     assert found == [1, 3, "nn: b\n"[-5:]]
     assert fleet.rows("app_entry", "place")["a"] == ["no"]
+
+
+def test_a_gather_asks_each_shard_for_the_keys_that_it_has(fleet: Fleet) -> None:
+    answers = fleet.project(NEW)(
+        CREATE
+        + """
+from dbfleet.executor import reducing
+from dbfleet.observe import events
+from dbfleet.planner.forced import gathering
+
+Region.objects.bulk_create([Region(key=n) for n in range(40)])
+Sale.objects.bulk_create([Sale(region_id=n, total=n % 10) for n in range(40)])
+reducing.PROBE_ROWS = 2
+seen = []
+with gathering(), events.subscribed(seen.append):
+    some = Sale.objects.filter(total=3).values("region")
+    result = {
+        "in a query": sorted(r.key for r in Region.objects.filter(key__in=some)),
+        "in a list": Region.objects.filter(key__in=range(30, 90)).count(),
+        "nowhere": Region.objects.filter(key__in=[90, 91]).count(),
+    }
+told = [one.fields for one in seen if one.name == "gathered"]
+result["reduced"] = told[0]["reduced"]
+"""
+    )
+    assert answers == {
+        "in a query": [3, 13, 23, 33],
+        "in a list": 10,
+        "nowhere": 0,
+        "reduced": ["app_region"],
+    }
