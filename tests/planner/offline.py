@@ -81,6 +81,11 @@ class Fleet:
         assert shard is not None, values
         return shard
 
+    def find_shards(
+        self, fields: tuple[Any, ...], given: list[tuple[Any, ...]]
+    ) -> list[str | None]:
+        return [self.find_shard(fields, values) for values in given]
+
     def find_shard(
         self, fields: tuple[Any, ...], values: tuple[Any, ...]
     ) -> str | None:
@@ -120,7 +125,7 @@ class Fleet:
             self.shard_of,
             in_transaction,
             only_gather,
-            find_shard=self.find_shard,
+            find_shards=self.find_shards,
             shards_in=self.shards_in,
             only_scatter=only_scatter,
         )

@@ -398,11 +398,12 @@ class Run:
             self._compare(found, q, where, true)
         values = possible_values(where, self.is_exact)
         alias = found.query.base_table
-        clusters = clusters_of(
-            found.table, alias, values, self.shard_of, self.shards_in
-        )
+        clusters = clusters_of(found.table, alias, values, self._places, self.shards_in)
         asked = frozenset(found.shards) if clusters is None else clusters
         self._note(found, q, asked, found.shards_of(true), found.shards_of(native))
+
+    def _places(self, fields: Any, given: list[Any]) -> list[str | None]:
+        return [self.shard_of(fields, key) for key in given]
 
     def _compare(self, found: World, q: Q, where: Any, true: int) -> None:
         self.outcome.compared += 1

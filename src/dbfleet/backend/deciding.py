@@ -46,9 +46,8 @@ class Deciding:
             self.in_transaction(),
             only_gather or forced.only_gather,
             lookup_fields=self.lookup_fields,
-            find_shard=self.find_shard,
             shards_in=None if self.topology.map is None else self.shards_in,
-            learn=self.learn,
+            find_shards=self.find_shards,
             read_epoch=partial(ledger.known_epoch, self.wrapper),
             only_scatter=forced.only_scatter,
         )
@@ -61,11 +60,6 @@ class Deciding:
             raise keys.uncovered(self.topology, fields, values)
         return shard
 
-    def learn(self, fields: tuple[Any, ...], found: Any) -> None:
-        """Many keys are about to be looked for: a directory is asked once."""
-        known = ledger.shard_map(self.wrapper)
-        known.learn(fields, found, self.wrapper, assigns=False)
-
     def shards_of(
         self, fields: tuple[Any, ...], columns: Sequence[Sequence[Any]]
     ) -> list[str]:
@@ -73,14 +67,14 @@ class Deciding:
 
         Raises as :meth:`shard_of`.
         """
-        known = ledger.shard_map(self.wrapper)
-        known.learn(fields, zip(*columns, strict=True), self.wrapper, assigns=True)
+        assign = ledger.shard_map(self.wrapper).assign_all
 
-        def place(values: tuple[Any, ...]) -> str:
-            shard = known.assign(fields, values, self.wrapper)
-            if shard is None:
+        def place(given: list[tuple[Any, ...]]) -> list[str]:
+            shards = assign(fields, given, self.wrapper)
+            if None in shards:
+                values = given[shards.index(None)]
                 raise keys.uncovered(self.topology, fields, values)
-            return shard
+            return shards  # type: ignore[return-value]
 
         return keys.each_once(place, columns)
 
@@ -89,6 +83,12 @@ class Deciding:
     ) -> str | None:
         """The shard of rows with this key; None where there can be no such row."""
         return ledger.shard_map(self.wrapper).place(fields, values, self.wrapper)
+
+    def find_shards(
+        self, fields: tuple[Any, ...], given: list[tuple[Any, ...]]
+    ) -> list[str | None]:
+        """The shards of many keys, in order; a directory is asked at once."""
+        return ledger.shard_map(self.wrapper).place_all(fields, given, self.wrapper)
 
     def shards_in(self, field: Any, values: Span) -> frozenset[str] | None:
         """The shards of keys in a range; None means any."""

@@ -66,8 +66,10 @@ class DistributedRouting(Routing):
     ) -> list[str]:
         return [self.shard_of(fields, key) for key in zip(*columns, strict=True)]
 
-    def learn(self, fields: tuple[Any, ...], found: Any) -> None:
-        """Nothing: the engine places its rows itself."""
+    def find_shards(
+        self, fields: tuple[Any, ...], given: list[tuple[Any, ...]]
+    ) -> list[str | None]:
+        return [HOME] * len(given)
 
     def find_shard(
         self, fields: tuple[Any, ...], values: tuple[Any, ...]
@@ -92,7 +94,7 @@ class DistributedRouting(Routing):
             raise EmptyResultSet
         # Each value of a key is a place of its own: Citus knows which ones are one.
         facts = replace(
-            self.facts(), find_shard=None, shard_of=lambda fields, values: repr(values)
+            self.facts(), find_shards=None, shard_of=lambda fields, values: repr(values)
         )
         uses = uses_of(facts, statement)
         sharded = [use.table for use in uses if use.table.is_sharded]

@@ -314,11 +314,9 @@ class Reducer:
             typed = {value: (kind(str(value)),) for value in values}
         except ValueError:
             return whole
-        routing = self.fetcher.routing
-        routing.learn(key, [*typed.values()])  # a directory is asked once
+        shards = self.fetcher.routing.find_shards(key, [*typed.values()])
         found: dict[str, list[Any]] = {cluster: [] for cluster in clusters}
-        for value, placed in typed.items():
-            shard = routing.find_shard(key, placed)
+        for value, shard in zip(typed, shards, strict=True):
             if shard in found:
                 found[shard].append(value)
         return found

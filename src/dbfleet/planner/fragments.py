@@ -131,11 +131,9 @@ def _placed(facts: Facts, table: Table, node: Any) -> dict[Any, str | None] | No
     key = node.lhs.alias, node.lhs.target.column
     if len(branches) != 1 or not isinstance(branches[0].get(key), frozenset):
         return None
-    find = facts.find_shard or facts.shard_of
     values: Any = branches[0][key]
-    if facts.learn is not None and len(values) > 1:
-        facts.learn(table.key_fields, [(value,) for value in values])
-    return {value: find(table.key_fields, (value,)) for value in values}
+    places = facts.places(table.key_fields, [(value,) for value in values])
+    return dict(zip(values, places, strict=True))
 
 
 def _limited(lists: dict[int, dict[Any, str | None]], cluster: str, node: Any) -> Any:

@@ -111,8 +111,7 @@ class Lookups:
         if not all(map(self.facts.is_exact, table.key_fields)):
             return None
         facts = self.facts
-        find = facts.find_shard or facts.shard_of
-        return clusters_of(table, alias, (branch,), find, facts.shards_in, facts.learn)
+        return clusters_of(table, alias, (branch,), facts.places, facts.shards_in)
 
     def _ask(
         self, table: Table, alias: str, branch: Branch, fields: tuple[Any, ...]

@@ -55,12 +55,10 @@ from dbfleet.planner.tables import Table
 
 #: whether equality on a field means equal values
 IsExact = Callable[[Any], bool]
-#: (key fields, key values) -> shard name; None if no row can have that key
-ShardOf = Callable[[tuple[Any, ...], tuple[Any, ...]], str | None]
+#: (key fields, values of keys) -> shard of each key; None if no row can have it
+Places = Callable[[tuple[Any, ...], list[tuple[Any, ...]]], list[str | None]]
 #: a key field, and a range of its values -> shards; None if any
 ShardsIn = Callable[[Any, Span], frozenset[str] | None]
-#: (key fields, key values that a ``ShardOf`` will be asked for)
-Learn = Callable[[tuple[Any, ...], list[tuple[Any, ...]]], None]
 
 #: more keys than this in one IN are not worth placing one by one
 MAX_KEYS = 10_000
@@ -489,14 +487,12 @@ def clusters_of(
     table: Table,
     alias: str,
     values: Values,
-    shard_of: ShardOf,
+    places: Places,
     shards_in: ShardsIn | None = None,
-    learn: Learn | None = None,
 ) -> frozenset[str] | None:
     """The shards that may hold rows of one table occurrence; None means any.
 
-    ``shards_in`` is what a map of listed keys or ranges knows of a range of values,
-    ``learn`` is told all keys before ``shard_of`` is asked for the first.
+    ``shards_in`` is what a map of listed keys or ranges knows of a range of values.
     """
     if not values:
         return frozenset()  # the block has no rows, whatever its tables hold
@@ -523,7 +519,5 @@ def clusters_of(
         keys += itertools.islice(products, MAX_KEYS + 1 - len(keys))
         if len(keys) > MAX_KEYS:
             return None
-    if learn is not None and len(keys) > 1:
-        learn(fields, keys)
-    placed = (shard_of(fields, key) for key in keys)
+    placed = places(fields, keys) if keys else []
     return frozenset(found).union(shard for shard in placed if shard is not None)

@@ -19,7 +19,7 @@ from dbfleet.planner.blocks import Block, Occurrence
 from dbfleet.planner.branches import Values
 from dbfleet.planner.lookups import Answers, Lookups
 from dbfleet.planner.nested import Scopes
-from dbfleet.planner.pruning import Learn, ShardOf, ShardsIn, clusters_of
+from dbfleet.planner.pruning import Places, ShardsIn, clusters_of
 from dbfleet.planner.tables import Table, Tables
 from dbfleet.topology import Topology
 
@@ -62,10 +62,8 @@ class Facts:
     #: what home said of them, once it was asked
     answers: Answers | None = None
     #: for rows that are looked for; None: ``shard_of``, where every key has a shard
-    find_shard: ShardOf | None = None
+    find_shards: Places | None = None
     shards_in: ShardsIn | None = None
-    #: told of keys that ``find_shard`` will be asked for one after the other
-    learn: Learn | None = None
     #: the epoch of the shard map, None while it was not needed
     read_epoch: Callable[[], int | None] = lambda: None
     #: a SELECT asks every shard, to compare with those that its filters leave
@@ -82,6 +80,14 @@ class Facts:
     @property
     def shards(self) -> tuple[str, ...]:
         return self.topology.holders
+
+    def places(
+        self, fields: tuple[Any, ...], given: list[tuple[Any, ...]]
+    ) -> list[str | None]:
+        """The shards of keys that are looked for, in order; None where no row is."""
+        if self.find_shards is not None:
+            return self.find_shards(fields, given)
+        return [self.shard_of(fields, values) for values in given]
 
     def in_order(self, clusters: Clusters) -> tuple[str, ...]:
         """Shards in the order of their declaration; never none at all."""
@@ -217,8 +223,7 @@ def _place(
     facts, found = lookups.facts, None
     is_exact = all(map(facts.is_exact, table.key_fields))
     if not values or (is_exact and not table.key_path):
-        find = facts.find_shard or facts.shard_of
-        found = clusters_of(table, alias, values, find, facts.shards_in, facts.learn)
+        found = clusters_of(table, alias, values, facts.places, facts.shards_in)
     if found is None and table.key_path:
         hop = table.key_path[0]
         for joined in _parents_of(block, alias, hop):

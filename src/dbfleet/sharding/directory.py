@@ -43,41 +43,34 @@ class Directory:
     ) -> str | None:
         """The shard of a key, None where it has none; one round trip to home for a key
         that the process has not seen with one."""
-        key = self._key(fields, values, connection)
-        if key is None or key in self._known:
-            return self._known.get(key)
-        return self._read([key], connection).get(key)
+        return self.place_all(fields, [values], connection)[0]
 
-    def learn(
-        self,
-        fields: Sequence[Any],
-        found: Iterable[Sequence[Any]],
-        connection: Any,
-        *,
-        assigns: bool,
-    ) -> None:
-        """Read many keys at once, and ``assigns`` shards to new ones."""
-        wanted = {self._key(fields, values, connection) for values in found}
-        new = [key for key in wanted if key is not None and key not in self._known]
-        if len(new) > 1:
-            there = self._read(new, connection)
-            missing = [key for key in new if key not in there]
-            if assigns and missing and self._declared.new is not None:
-                self._add(
-                    {key: self._new(key, connection) for key in missing}, connection
-                )
+    def place_all(
+        self, fields: Sequence[Any], given: Sequence[Any], connection: Any
+    ) -> list[str | None]:
+        """The shards of many keys, in order; one round trip for each 1000 of them that
+        the process has not seen with one."""
+        wanted = [self._key(fields, values, connection) for values in given]
+        found = self._found(wanted, connection)
+        return [found.get(key) for key in wanted]
+
+    def assign_all(
+        self, fields: Sequence[Any], given: Sequence[Any], connection: Any
+    ) -> list[str | None]:
+        """The same; keys without a shard are given one if they may have one."""
+        wanted = [self._key(fields, values, connection) for values in given]
+        found = self._found(wanted, connection)
+        missing = {key: None for key in wanted if key is not None and key not in found}
+        if missing and self._declared.new is not None:
+            placed = {key: self._new(key, connection) for key in missing}
+            found |= self._add(placed, connection)
+        return [found.get(key) for key in wanted]
 
     def assign(
         self, fields: Sequence[Any], values: Sequence[Any], connection: Any
     ) -> str | None:
         """The shard of a key, which is given one if it has none and may have one."""
-        shard = self.place(fields, values, connection)
-        if shard is not None or self._declared.new is None:
-            return shard
-        key = self._key(fields, values, connection)
-        if key is None:
-            return None
-        return self._add({key: self._new(key, connection)}, connection)[key]
+        return self.assign_all(fields, [values], connection)[0]
 
     def put(self, key: Any, shard: str, connection: Any) -> str:
         """Place a key; returns the shard that it has now, which may be another."""
@@ -117,6 +110,12 @@ class Directory:
         is_one = len(found) == 1 and self._declared.takes(found[0])
         # True is 1 to Python and to every database.
         return found[0] if is_one else None
+
+    def _found(self, wanted: Sequence[Any], connection: Any) -> dict[Any, str]:
+        known = self._known  # another thread may begin anew
+        found = {key: known[key] for key in wanted if key in known}
+        unknown = {key: None for key in wanted if key is not None and key not in found}
+        return found | (self._read([*unknown], connection) if unknown else {})
 
     def _new(self, key: Any, connection: Any) -> str:
         shards = tuple(connection.topology.shards)

@@ -122,23 +122,27 @@ def slot_of(
 
 
 def each_once(
-    place: Callable[[tuple[Any, ...]], str], columns: Sequence[Sequence[Any]]
+    place: Callable[[list[tuple[Any, ...]]], list[str]],
+    columns: Sequence[Sequence[Any]],
 ) -> list[str]:
-    """``place`` of each key; of keys that are surely the same, it is asked once."""
+    """``place`` of all keys; of those that are surely the same, it is given one."""
     if len(columns) > 1:
-        return list(map(place, zip(*columns, strict=True)))
-    found: list[str] = []
-    known: dict[Any, str] = {}
+        return place(list(zip(*columns, strict=True)))
+    given: list[tuple[Any, ...]] = []
+    first: dict[Any, int] = {}
+    where: list[int] = []
     for value in columns[0]:
         # Values of other types may be equal here and two keys, such as 1 and True.
         is_plain = type(value) in _PLAIN
-        shard = known.get(value) if is_plain else None
-        if shard is None:
-            shard = place((value,))
+        at = first.get(value) if is_plain else None
+        if at is None:
+            at = len(given)
+            given.append((value,))
             if is_plain:
-                known[value] = shard
-        found.append(shard)
-    return found
+                first[value] = at
+        where.append(at)
+    found = place(given)
+    return [found[at] for at in where]
 
 
 def value_of(field: Any, value: Any, connection: Any) -> Any:

@@ -10,7 +10,7 @@ check alone, one for each lookup and for each of its values that a row gave up l
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from django.db.utils import Error
@@ -76,7 +76,28 @@ def control(wrapper: Any) -> Iterator[Any]:
         node.close()
 
 
-class ShardMap:
+class _Computed:
+    """A map that computes where a key is, whether it has rows or not."""
+
+    def place(
+        self, fields: Sequence[Any], values: Sequence[Any], connection: Any
+    ) -> str | None:
+        raise NotImplementedError
+
+    def place_all(
+        self, fields: Sequence[Any], given: Sequence[Any], connection: Any
+    ) -> list[str | None]:
+        return [self.place(fields, values, connection) for values in given]
+
+    def assign(
+        self, fields: Sequence[Any], values: Sequence[Any], connection: Any
+    ) -> str | None:
+        return self.place(fields, values, connection)
+
+    assign_all = place_all
+
+
+class ShardMap(_Computed):
     """Slot -> shard, as home has it. Immutable."""
 
     def __init__(
@@ -97,11 +118,6 @@ class ShardMap:
         """The shard of a key; every key has one."""
         return self._table[keys.slot_of(fields, values, self._slots, connection)]
 
-    assign = place
-
-    def learn(self, fields: Any, keys: Any, connection: Any, *, assigns: bool) -> None:
-        """Nothing: a hash is computed."""
-
     def between(self, field: Any, values: Span) -> frozenset[str] | None:
         return None  # neighbours are not hashed to neighbours
 
@@ -110,7 +126,7 @@ class ShardMap:
         return frozenset(self._table)
 
 
-class DeclaredMap:
+class DeclaredMap(_Computed):
     """A map of listed keys or ranges, which home was found to agree with. Immutable."""
 
     def __init__(self, declared: maps.FixedMap, epoch: int) -> None:
@@ -125,11 +141,6 @@ class DeclaredMap:
             for field, value in zip(fields, values, strict=True)
         ]
         return self._declared.place(found[0]) if len(found) == 1 else None
-
-    assign = place
-
-    def learn(self, fields: Any, keys: Any, connection: Any, *, assigns: bool) -> None:
-        """Nothing: the settings have every key."""
 
     def between(self, field: Any, values: Span) -> frozenset[str] | None:
         """The shards of keys in a range that SQL compares as Python does; None: any."""
@@ -156,15 +167,15 @@ class AnyMap(Protocol):
     ) -> str | None:
         """The shard of a key that is about to be stored, None where it cannot be."""
 
-    def learn(
-        self,
-        fields: Sequence[Any],
-        found: Iterable[Sequence[Any]],
-        connection: Any,
-        *,
-        assigns: bool,
-    ) -> None:
-        """Many keys are about to be placed, or assigned: ask for all at once."""
+    def place_all(
+        self, fields: Sequence[Any], given: Sequence[Any], connection: Any
+    ) -> list[str | None]:
+        """The shards of many keys, in order; what takes asking is asked at once."""
+
+    def assign_all(
+        self, fields: Sequence[Any], given: Sequence[Any], connection: Any
+    ) -> list[str | None]:
+        """The same for keys that are about to be stored."""
 
     def between(self, field: Any, values: Span) -> frozenset[str] | None:
         """The shards of keys in a range that SQL compares as Python does; None: any."""

@@ -66,6 +66,9 @@ class EmulatedEngine(Engine):
         is_covered = have.system == SYSTEM and have.value >= want.value
         return Verdict.COVERED if is_covered else Verdict.BEHIND
 
+    def is_older(self, have: Position, wants: Iterable[Position]) -> bool:
+        return any(have.value < want.value for want in wants)
+
     def merge(
         self, floors: tuple[Position, ...], more: Iterable[Position]
     ) -> tuple[Position, ...]:
