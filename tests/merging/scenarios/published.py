@@ -273,6 +273,7 @@ def check_distinct_values_of_all_shards() -> None:
         wanted: dict[str, Any] = {"n": Count(name, distinct=True)}
         if name in ("score", "price", "big"):
             wanted["s"] = Sum(name, distinct=True)
+        if name in ("score", "price"):  # SQLite's of greater numbers is not exact
             wanted["a"] = Avg(name, distinct=True)
         for condition in (Q(), Q(id__lt=0), Q(score=None), Q(owner=2)):
             agree(
