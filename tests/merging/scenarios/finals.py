@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from django.db import connection
+from django.db import connection, connections
 from django.db.models import (
     Avg,
     BooleanField,
@@ -41,6 +41,7 @@ from dbfleet.observe import events
 from tests.merging import scenarios
 from tests.merging.app.models import Item, Note, Parcel
 from tests.merging.scenarios import agree, close_to, of, same
+from tests.sharding.scenarios import SHARDS, on_node
 
 MERGE, PARTIAL, GATHER = "stream merge", "partial aggregate", "gather"
 
@@ -494,3 +495,33 @@ def check_aggregates_of_groups_are_not_gathered() -> None:
         with events.subscribed(listen):
             query()
         same(rungs, [PARTIAL])
+
+
+def check_what_is_stored_is_grouped_as_it_is_stored() -> None:
+    """SQLite: two spellings of a moment, which its driver would make one."""
+    if connection.vendor != "sqlite":
+        return
+
+    def spell(old: str, new: str) -> None:
+        sql = (
+            f"UPDATE merging_item SET sold = replace(sold, '{old}', '{new}') "
+            "WHERE (id & 1) = 0"
+        )
+        for shard in SHARDS:
+            on_node(shard, sql)
+        with connections["plain"].cursor() as cursor:
+            cursor.execute(sql)
+
+    spell(" ", "T")
+    try:
+        agree(
+            Item,
+            lambda rows: sorted(
+                n
+                for _, n in rows.values_list("sold")
+                .annotate(n=Count("id"))
+                .filter(n__gt=0)
+            ),
+        )
+    finally:
+        spell("T", " ")
