@@ -268,11 +268,6 @@ def check_distinct_counts() -> None:
     )
 
 
-def _adds_in_binary() -> bool:
-    """SQLite's averages of large numbers depend on the order of rows."""
-    return scenarios.kind == "sqlite"
-
-
 def check_distinct_values_of_all_shards() -> None:
     for name in ("score", "price", "ratio", "big", "sold", "flag", "owner", "id"):
         wanted: dict[str, Any] = {"n": Count(name, distinct=True)}
