@@ -26,6 +26,7 @@ from tests.support import newer  # noqa: F401  (names MySQL where it was fetched
 HISTORIES = Path("build/faults")
 #: a run that takes longer hangs: so long in all, and so long for each operation
 END_TIMEOUT_S, OPERATION_TIMEOUT_S = 120.0, 0.02
+PROGRESS_S = 60.0
 SHOWN = 40
 
 
@@ -105,7 +106,7 @@ def play(
         found += result.violations
     found += _final(servers, results, shared, nemesis.lost)
     operations = sum(shared.operations)
-    if not getattr(options, "is_quiet", False):
+    if not _is_quiet(options):
         _show(results, nemesis, operations, took_s, found)
     if found and not bug:
         replay = " ".join(["python", "-m", "tests.faults.replicas", *sys.argv[1:]])
@@ -116,6 +117,10 @@ def play(
     elif not options.keep:
         shutil.rmtree(directory)
     return Outcome(operations, found, took_s)
+
+
+def _is_quiet(options: argparse.Namespace) -> bool:
+    return getattr(options, "is_quiet", False)
 
 
 def _shared() -> Shared:
@@ -171,7 +176,11 @@ def _run(
         process.start()
     nemesis.start()
     deadline = time.monotonic() + END_TIMEOUT_S + options.ops * OPERATION_TIMEOUT_S
+    told = time.monotonic()
     while sum(shared.operations) < options.ops and not shared.is_over[0]:
+        if time.monotonic() > told + PROGRESS_S and not _is_quiet(options):
+            told += PROGRESS_S
+            print(f"  {sum(shared.operations)} operations so far", flush=True)
         if time.monotonic() > deadline or not any(p.is_alive() for p in processes):
             nemesis.problems.append("clients hang")
             shared.is_over[0] = 1
