@@ -38,6 +38,31 @@ def test_a_write_is_seen_while_every_replica_is_behind(fleet: Fleet, what: str) 
         assert fleet.ask('raw("SELECT text FROM app_note")') == [["new"]]
 
 
+def test_a_table_that_replicas_lack_is_read_on_the_primary(fleet: Fleet) -> None:
+    """An error of a replica that has something to prove says nothing of the query."""
+    assert fleet.ask("where()") in fleet.replicas
+    pause_all(fleet)
+    fleet.run('raw("CREATE TABLE newer (text varchar(9))")')
+    fleet.run("raw(\"INSERT INTO newer VALUES ('new')\")")
+    for _ in range(2):
+        assert fleet.ask('raw("SELECT text FROM newer")') == [["new"]]
+    fleet.run('raw("ALTER TABLE app_note ADD COLUMN more varchar(9)")')
+    assert fleet.ask('raw("SELECT more FROM app_note")') == []
+    found = fleet.run(
+        """
+        try:
+            raw("SELECT missing FROM newer")
+        except Exception as error:
+            result = "missing" in str(error)
+        """
+    )
+    assert found is True
+    for replica in fleet.servers.replicas:
+        replica.resume_replay()
+    fleet.servers.wait_until_caught_up()
+    assert fleet.ask('raw("SELECT text FROM newer")') == [["new"]]
+
+
 def test_updates_and_deletes_are_seen_as_well(fleet: Fleet) -> None:
     fleet.run("Note.objects.bulk_create(Note(text=str(n)) for n in range(3))")
     fleet.servers.wait_until_caught_up()

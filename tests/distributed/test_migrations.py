@@ -154,7 +154,8 @@ def home(
 ) -> tuple[str, bool]:
     """The URL of a coordinator's empty database, and whether it is Citus."""
     if request.param == "Citus":
-        return start_or_skip(request, "Citus", empty_coordinator), True
+        home = start_or_skip(request, "Citus", empty_coordinator, is_optional=True)
+        return home, True
     server: Any = request.getfixturevalue("postgres")
     url = server.url(new_database(server))
     make_stand_in(url)

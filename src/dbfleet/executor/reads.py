@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from django.db.utils import Error
+from django.db.utils import DatabaseError, Error, OperationalError
 
 from dbfleet import conf
 from dbfleet.errors import ReadInterrupted
@@ -141,9 +141,19 @@ class ReadCursor:
 
     def _is_proved(self, choice: Choice, sql: Any, params: Any) -> bool:
         self.asked = node = choice.node
-        with node.wrap_database_errors:
-            self.inner = self._routing.vendor_cursor(node, self._name)
-            have = self._replicas.engine.read_at(node, self.inner, str(sql), params)
+        self._told = None
+        try:
+            with node.wrap_database_errors:
+                self.inner = self._routing.vendor_cursor(node, self._name)
+                have = self._replicas.engine.read_at(node, self.inner, str(sql), params)
+        except OperationalError:
+            raise
+        except DatabaseError as error:
+            # A table that is newer than what was applied, say: whoever has applied
+            # what is demanded answers, or says the same.
+            if self._replicas.nodes.is_replaceable(node, error):
+                raise
+            return False
         self._told = have
         return self._replicas.is_proved(self._place.cluster, choice, have)
 
