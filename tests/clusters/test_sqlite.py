@@ -156,6 +156,26 @@ def test_own_write_is_read_on_the_primary_until_the_replica_has_it(
     assert console.ask("read()") == [["old", "new"], COPY]
 
 
+def test_a_table_that_the_replica_lacks_is_read_on_the_primary(
+    console: Console,
+) -> None:
+    console.run(
+        """
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE app_note ADD COLUMN more integer DEFAULT 7")
+        Note.objects.create(id=2, text='new')
+
+        def more():
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT more FROM app_note ORDER BY id")
+                return [number for (number,) in cursor.fetchall()]
+        """
+    )
+    assert console.ask("read()")[1] == PRIMARY
+    console.run("later()")
+    assert console.ask("more()") == [7, 7]
+
+
 def test_other_sessions_go_on_with_the_replica(console: Console) -> None:
     console.run("Note.objects.create(id=2, text='new')")
     assert console.run("""

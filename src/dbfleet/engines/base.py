@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
+from django.db.utils import DatabaseError, OperationalError
+
 from dbfleet.engines.gathering import Budget, Fetched, FragmentSpec, Portion, Row
 from dbfleet.engines.inline import InlineColumn
 from dbfleet.lexer import strip_locking
@@ -138,6 +140,11 @@ class Engine:
     def is_read_only_error(self, error: BaseException) -> bool:
         """Whether a read-only connection refused a write; no I/O."""
         return "read-only" in str(error) or "readonly" in str(error)
+
+    def is_of_content(self, error: BaseException) -> bool:
+        """Whether other rows or tables might not have caused an error; no I/O."""
+        is_of_server = isinstance(error, OperationalError)
+        return isinstance(error, DatabaseError) and not is_of_server
 
     def is_recovery_conflict(self, error: BaseException) -> bool:
         """Whether a replica cancelled a read to go on with its log; no I/O."""

@@ -54,6 +54,9 @@ class CommitCounter(Engine):
 
     # -- comparing --------------------------------------------------------------
 
+    def is_of_content(self, error: BaseException) -> bool:
+        return "no such " in str(error) or super().is_of_content(error)
+
     def compare(self, have: Position, want: Position) -> Verdict:
         if have.system == want.system:
             is_covered = have.value >= want.value

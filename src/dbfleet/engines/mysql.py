@@ -27,6 +27,8 @@ CONNECT_TIMEOUT_S = 3
 _UNPADDED = ("%%nopad%%", "%%\\_0900\\_%%")
 #: a server, a transaction or a mode that takes no writes
 _READ_ONLY_CODES = frozenset({1290, 1792, 1836})
+#: a column, a function, what a view is made of
+_UNKNOWN_NAME_CODES = frozenset({1054, 1305, 1356})
 
 
 class MySQLEngine(MySQLMerging, MySQLGather, GtidPositions):
@@ -51,6 +53,10 @@ class MySQLEngine(MySQLMerging, MySQLGather, GtidPositions):
 
     def is_read_only_error(self, error: BaseException) -> bool:
         return bool(error.args) and error.args[0] in _READ_ONLY_CODES
+
+    def is_of_content(self, error: BaseException) -> bool:
+        is_known = bool(error.args) and error.args[0] in _UNKNOWN_NAME_CODES
+        return is_known or super().is_of_content(error)
 
     def is_lost(self, node: Any) -> bool:
         # PyMySQL would answer a ping on a lost connection by opening another one.

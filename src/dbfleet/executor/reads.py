@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from django.db.utils import DatabaseError, Error, OperationalError
+from django.db.utils import Error
 
 from dbfleet import conf
 from dbfleet.errors import ReadInterrupted
@@ -146,12 +146,11 @@ class ReadCursor:
             with node.wrap_database_errors:
                 self.inner = self._routing.vendor_cursor(node, self._name)
                 have = self._replicas.engine.read_at(node, self.inner, str(sql), params)
-        except OperationalError:
-            raise
-        except DatabaseError as error:
+        except Error as error:
             # A table that is newer than what was applied, say: whoever has applied
             # what is demanded answers, or says the same.
-            if self._replicas.nodes.is_replaceable(node, error):
+            is_of_content = self._replicas.engine.is_of_content(error)
+            if not is_of_content or self._replicas.nodes.is_replaceable(node, error):
                 raise
             return False
         self._told = have
