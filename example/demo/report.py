@@ -10,9 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from decimal import Context, Decimal
 from textwrap import fill
 from typing import Any
 
+from django.db import connections
 from django.db.models import Model, QuerySet
 
 from example.demo.watch import Step, Watch, watching
@@ -66,7 +68,7 @@ class Comparison:
     @property
     def is_equal(self) -> bool:
         """Same rows, order and types; two failures are never equal."""
-        same = repr(self.fleet) == repr(self.single)
+        same = repr(rounded(self.fleet)) == repr(rounded(self.single))
         return same and not isinstance(self.fleet, Failure)
 
 
@@ -214,6 +216,20 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | QuerySet):
         return [plain(item) for item in value]
+    return value
+
+
+def rounded(value: Any) -> Any:
+    """The value; on SQLite, which adds decimals as binary fractions in the order in
+    which it meets the rows, with decimals of twelve digits."""
+    if connections["single"].vendor != "sqlite":
+        return value
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    if isinstance(value, Decimal):
+        return Context(prec=12).create_decimal(value).normalize()
     return value
 
 
