@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.sharding.fleet import ENGINES, server_engine
-from tests.sharding.test_maps import CREATE, Fleet
+from tests.sharding.test_maps import CREATE, Fleet, started
 from tests.support.project import Project
 
 NEW = "map=__import__('dbfleet').DirectoryMap(int)"
@@ -31,11 +31,7 @@ def fleet_place(*arguments):
 def fleet(
     request: pytest.FixtureRequest, project: Callable[..., Project]
 ) -> Iterator[Fleet]:
-    fixture = {"postgresql": "postgres", "mariadb": "mariadb", "sqlite": "rig"}
-    server = request.getfixturevalue(fixture[request.param])
-    found = Fleet(server.sqlite() if request.param == "sqlite" else server, project)
-    yield found
-    found.close()
+    yield from started(request, project)
 
 
 def test_keys_are_placed_and_found(fleet: Fleet) -> None:

@@ -128,15 +128,22 @@ class Fleet:
             self.server.drop_database(name)
 
 
-@pytest.fixture(params=ENGINES)
-def fleet(
+def started(
     request: pytest.FixtureRequest, project: Callable[..., Project]
 ) -> Iterator[Fleet]:
+    """A fleet on the engine that a fixture's parameter names."""
     fixture = {"postgresql": "postgres", "mariadb": "mariadb", "sqlite": "rig"}
     server = request.getfixturevalue(fixture[request.param])
     found = Fleet(server.sqlite() if request.param == "sqlite" else server, project)
     yield found
     found.close()
+
+
+@pytest.fixture(params=ENGINES)
+def fleet(
+    request: pytest.FixtureRequest, project: Callable[..., Project]
+) -> Iterator[Fleet]:
+    yield from started(request, project)
 
 
 CREATE = 'call_command("migrate", run_syncdb=True, verbosity=0)\n'

@@ -255,8 +255,7 @@ class Engine:
         )
 
     def is_older(self, have: Position, wants: Iterable[Position]) -> bool:
-        """Whether all that a node shows which has applied ``have``, and has shown, is
-        surely among what ``wants`` demand; no I/O."""
+        """Whether a node at ``have`` surely showed nothing beyond ``wants``; no I/O."""
         return False
 
     def merge(
