@@ -40,6 +40,7 @@ def fleet_compiler(vendor_compiler: type, *, is_sharded: bool) -> type:
     body = {
         "__module__": vendor_compiler.__module__,
         "__qualname__": vendor_compiler.__qualname__,
+        "vendor_compiler": vendor_compiler,
     }
     return type(vendor_compiler.__name__, (mixin, vendor_compiler), body)
 
@@ -49,6 +50,7 @@ class CompilerMixin:
 
     connection: Any
     query: Any
+    vendor_compiler: type
     #: what was found out about a SELECT while its route was looked for
     shape: Shape | None = None
     #: SQL of columns that a merge needs besides, for the SQL that shards are sent
@@ -175,12 +177,12 @@ class ClusterReadMixin:
     connection: Any
 
     def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
-        return self.connection.routing.read_cluster(
-            self,
-            super().execute_sql,  # type: ignore[misc]
-            *args,
-            **kwargs,
-        )
+        routing = self.connection.routing
+        routing.aim(self)
+        try:
+            return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            routing.target = None
 
 
 class InsertMixin(CompilerMixin):

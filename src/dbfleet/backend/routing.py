@@ -164,7 +164,8 @@ class Routing(Binding, Deciding, ShardRows):
 
     def open_cursor(self, name: str | None) -> Any:
         """What ``wrapper.cursor()`` returns for the statement at hand."""
-        self._reconnect()
+        if self.wrapper.needs_rollback:
+            self._reconnect()
         target, self.target = self.target, None
         if target is not None:
             return target(name)
@@ -222,28 +223,49 @@ class Routing(Binding, Deciding, ShardRows):
         self, compiler: Any, execute: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Run a SELECT of a sharded alias where its route says."""
-        query, merged = compiler.query, None
+        query = compiler.query
         route = self._pinned(query)
-        if route is None:
+        if route is not None:
+            # Nothing of it is to be recorded: the vendor's own class makes its SQL.
+            kind = type(compiler)
+            compiler.__class__ = kind.vendor_compiler
             try:
-                statement = self.compiled(compiler)
-            except EmptyResultSet:
-                return execute(*args, **kwargs)
-            if statement is None:
-                return execute(*args, **kwargs)
-            route = self.planned(statement)
-            merged = self._merge_target(route, statement)
-            compiler._ready = statement.outer_sql
+                return self._read_one(route, query, execute, *args, **kwargs)
+            finally:
+                compiler.__class__ = kind
+        try:
+            statement = self.compiled(compiler)
+        except EmptyResultSet:
+            return execute(*args, **kwargs)
+        if statement is None:
+            return execute(*args, **kwargs)
+        route = self.planned(statement)
+        merged = self._merge_target(route, statement)
+        compiler._ready = statement.outer_sql
+        if merged is None and route.rung is not Rung.GATHER:
+            return self._read_one(route, query, execute, *args, **kwargs)
         if events.is_observed():
             events.emit("routed", route=route)
-        if route.rung is Rung.GATHER:
+        if merged is None:
             return self._gather_read(route, query, execute, *args, **kwargs)
-        if merged is not None:
-            with self.bound(merged):
-                return execute(*args, **kwargs)
+        with self.bound(merged):
+            return execute(*args, **kwargs)
+
+    def _read_one(
+        self,
+        route: Route,
+        query: Any,
+        execute: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a SELECT on the one cluster of its route."""
+        if events.is_observed():
+            events.emit("routed", route=route)
         cluster = route.clusters[0]
         if route.replica_ok:
-            return self._read_cluster(cluster, query, execute, *args, **kwargs)
+            self._aim_at(cluster, query)
+            return self.executed(execute, *args, **kwargs)
         with self.on(cluster, is_write=query.select_for_update):
             return execute(*args, **kwargs)
 
@@ -279,13 +301,11 @@ class Routing(Binding, Deciding, ShardRows):
             known_map.epoch,
         )
 
-    def read_cluster(
-        self, compiler: Any, execute: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """Run a SELECT of an alias without shards."""
+    def aim(self, compiler: Any) -> None:
+        """The next cursor is for a SELECT of an alias without shards."""
         if events.is_observed():
             events.emit("routed", route=self.plan(compiler))
-        return self._read_cluster(HOME, compiler.query, execute, *args, **kwargs)
+        self._aim_at(HOME, compiler.query)
 
     def plan(self, compiler: Any) -> Route:
         """The route of a SELECT; raises EmptyResultSet if there is none."""
@@ -439,15 +459,9 @@ class Routing(Binding, Deciding, ShardRows):
             self.wrapper.features.empty_fetchmany_value,
         )
 
-    def _read_cluster(
-        self,
-        cluster: str,
-        query: Any,
-        execute: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """Run on a node of the cluster that is found when its cursor executes."""
+    def _aim_at(self, cluster: str, query: Any) -> None:
+        """The next cursor is on a node of the cluster that is found when it
+        executes."""
         declared = self.wrapper.nodes.clusters[cluster]
         has_replicas = declared.replicas or declared.source is not None
         if query.select_for_update or not has_replicas:
@@ -455,10 +469,6 @@ class Routing(Binding, Deciding, ShardRows):
             self.target = partial(self.cluster_target, cluster, is_write)
         else:
             self.target = partial(self._read_target, cluster, query)
-        try:
-            return execute(*args, **kwargs)
-        finally:
-            self.target = None
 
     def _read_target(self, cluster: str, query: Any, name: str | None) -> Any:
         if not self.reads_replicas():

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 from dbfleet.engines.base import Engine, GatheredRows
 from dbfleet.engines.gathering import Budget, Fetched, FragmentSpec, Portion, Row
-from dbfleet.lexer import insertion_point
 
 #: bytes that are sent at a time
 _BLOCK = 2**16
@@ -146,6 +145,8 @@ class PostgreSQLGather(Engine):
         statement = self.render(home, sql, params)
         if small:
             inline = ", ".join(self._inline_table(home, one) for one in small)
+            from dbfleet.lexer import insertion_point  # not read at a start
+
             point = insertion_point(statement, "postgresql")
             statement = point.apply(statement, inline)
         if not large:

@@ -36,6 +36,12 @@ class ReadCursor:
     asked: Any = None
     #: whoever wanted the rows has left: no other node is asked
     is_over = False
+    #: what the node that was tried last has shown is among what is demanded
+    _is_older = False
+    #: the position that a node told with its rows
+    _told: Any = None
+    #: when waiting for replicas ends, for all of them together
+    _ends_at: float | None = None
 
     def execute(self, sql: Any, params: Any = None) -> Any:
         """Execute on the first node that can answer; each is tried once."""
@@ -45,66 +51,65 @@ class ReadCursor:
         own = self._replicas.usual(self._place)
         if own is not None and self._has_answered(own, sql, params):
             self._replicas.stayed(self._place, own)
-            if self._name is None:
-                self.fetchmany = self.inner.fetchmany  # asked for each portion of rows
-            return self
+        else:
+            self._execute_elsewhere(own, sql, params)
+        if self._name is None:
+            self.fetchmany = self.inner.fetchmany  # asked for each portion of rows
+        return self
+
+    def _execute_elsewhere(self, own: Choice | None, sql: Any, params: Any) -> None:
         for choice in self._replicas.choices(self._place, own, self._is_older):
-            if self._has_answered(choice, sql, params):
+            with self._counted(choice):
+                has_answered = self._has_answered(choice, sql, params)
+            if has_answered:
                 self._replicas.served(self._place, choice)
                 break
         self._ends_at = None
-        return self
 
-    #: what the node that was tried last has shown is among what is demanded
-    _is_older = False
-    #: the position that a node told with its rows
-    _told: Any = None
-    #: when waiting for replicas ends, for all of them together
-    _ends_at: float | None = None
+    def _counted(self, choice: Choice) -> contextlib.AbstractContextManager[None]:
+        if not choice.is_fallback:
+            return contextlib.nullcontext()
+        limit = conf.settings().max_fallback_reads
+        return falling_back(self._replicas.key_of(self._place), limit)
 
     def _has_answered(self, choice: Choice, sql: Any, params: Any) -> bool:
-        try:
-            if choice.is_fallback:
-                limit = conf.settings().max_fallback_reads
-                with falling_back(self._replicas.key_of(self._place), limit):
-                    self._measured(self._send, choice, sql, params)
-                return True
-            if not choice.wants:
-                self._measured(self._send, choice, sql, params)
-                return True
-            if self._measured(self._is_proved, choice, sql, params):
-                return True
-            self._is_older = self._replicas.is_older(choice, self._told)
-            self._drop()  # a named cursor, which the statement opens again
-            if self._replicas.waited(self._place.cluster, choice, self._left_s()):
-                self._measured(self._send, choice, sql, params)
-                return True
-        except Error as error:
-            self._is_older = False
-            if self.is_over:
-                raise
-            if not self._replicas.nodes.is_replaceable(choice.node, error):
-                raise
-            if self._replicas.engine.is_read_only_error(error):
-                # The query writes, after all: the primary has to run it.
-                self._send(Choice(self._primary(), None), sql, params)
-                return True
-        return False
-
-    def _measured(self, action: Any, choice: Choice, sql: Any, params: Any) -> Any:
-        """Do it, and let the load of its node and the breaker know."""
+        """Ask a node, and let its load and the breaker know how that went."""
         name = choice.name or self._replicas.primary_of(self._place)
         if events.is_observed():
             self._tell_sent(name)
         started = load.started(name)
         try:
-            found = action(choice, sql, params)
-        except BaseException:
+            ask = self._is_proved if choice.wants else self._send
+            has_answered = ask(choice, sql, params)
+        except BaseException as error:
             load.finished(name, started, True)
-            raise
+            if not isinstance(error, Error) or not self._is_passed_on(choice, error):
+                raise
+            return self._is_answered_by_primary(error, sql, params)
         load.finished(name, started)
         breaker.succeeded(name)
-        return found
+        return has_answered or self._has_caught_up(choice, sql, params)
+
+    def _is_passed_on(self, choice: Choice, error: Error) -> bool:
+        """Whether somebody else may answer what this node could not."""
+        self._is_older = False
+        return not self.is_over and self._replicas.nodes.is_replaceable(
+            choice.node, error
+        )
+
+    def _is_answered_by_primary(self, error: Error, sql: Any, params: Any) -> bool:
+        if not self._replicas.engine.is_read_only_error(error):
+            return False
+        # The query writes, after all: the primary has to run it.
+        return self._send(Choice(self._primary(), None), sql, params)
+
+    def _has_caught_up(self, choice: Choice, sql: Any, params: Any) -> bool:
+        """Wait for a node that was behind, if it is worth it, and ask it again."""
+        self._is_older = self._replicas.is_older(choice, self._told)
+        self._drop()  # a named cursor, which the statement opens again
+        if not self._replicas.waited(self._place.cluster, choice, self._left_s()):
+            return False
+        return self._has_answered(choice._replace(wants=()), sql, params)
 
     def _tell_sent(self, name: str) -> None:
         """A node is asked; of several in one statement the last one answers."""
@@ -123,7 +128,7 @@ class ReadCursor:
             self._ends_at = now + conf.settings().wait_timeout_s
         return self._ends_at - now
 
-    def _send(self, choice: Choice, sql: Any, params: Any) -> None:
+    def _send(self, choice: Choice, sql: Any, params: Any) -> bool:
         self.asked = node = choice.node
         try:
             if self._name or node.connection is None:
@@ -138,6 +143,7 @@ class ReadCursor:
         except Exception:
             with node.wrap_database_errors:  # entered only now: most reads succeed
                 raise
+        return True
 
     def _is_proved(self, choice: Choice, sql: Any, params: Any) -> bool:
         self.asked = node = choice.node
@@ -174,7 +180,6 @@ class ReadCursor:
     def close(self) -> None:
         if self.inner is not None:
             self.inner.close()
-            self.__dict__.pop("fetchmany", None)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["inner"], name)
@@ -239,10 +244,10 @@ class StreamCursor(ReadCursor):
         """The node that keeps its rows."""
         return self._node
 
-    def _send(self, choice: Choice, sql: Any, params: Any) -> None:
+    def _send(self, choice: Choice, sql: Any, params: Any) -> bool:
         self._node = choice.node
         self._replicas.nodes.streaming.add(self)
-        super()._send(choice, sql, params)
+        return super()._send(choice, sql, params)
 
     def _is_proved(self, choice: Choice, sql: Any, params: Any) -> bool:
         self._node = choice.node

@@ -255,10 +255,10 @@ class Replicas:
     def _choice(self, state: ClusterState, node: Any, name: str) -> Choice:
         """A replica with what it still has to prove."""
         if not state.floors:
-            return Choice(node, name, state=state, reads=state.reads)
+            return Choice(node, name, (), False, 0, state, state.reads)
         known = None if self.engine.is_local else applied.of(name)
         if known is not None and state.proved is known:
-            return Choice(node, name, state=state, reads=state.reads)
+            return Choice(node, name, (), False, 0, state, state.reads)
         wants = tuple(w for w in state.floors if not self.engine.covers(known, (w,)))
         if not wants:
             state.proved = known

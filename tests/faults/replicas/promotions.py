@@ -48,10 +48,14 @@ class Promotions:
             self._shared.leader[1] += 1
         else:
             servers.wait_until_caught_up()
+        old.kill()
+        if servers.engine == "postgresql" and not is_lossy:
+            # It writes to its log by itself: some may have got more than others.
+            for server in servers.followers():
+                self._wait_for_received(server)
         # As operators do: no other has anything that it lacks.
         name = max(names, key=lambda name: self._has(servers.by_name[name]))
         new = servers.by_name[name]
-        old.kill()
         new.promote()
         servers.leader = name
         if is_lossy:
