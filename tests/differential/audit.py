@@ -12,6 +12,7 @@ from typing import Any
 
 from django.db import connections
 
+from tests.differential.contents import CLAIMS, Raw
 from tests.differential.data import LABELS, model_of
 from tests.differential.fleet import Fleet
 
@@ -27,17 +28,17 @@ COMPANIONS = {
 Held = dict[str, dict[str, list[dict[str, Any]]]]
 
 
-def problems(fleet: Fleet, alias: str) -> list[str]:
-    """What is wrong behind a sharded alias; empty if nothing is."""
+def problems(alias: str, raw: dict[str, Raw]) -> list[str]:
+    """What is wrong with the rows behind a sharded alias; empty if nothing is."""
     held = {
-        name: {label: _rows(label, node) for label in LABELS}
-        for name, node in fleet.nodes[alias].items()
+        name: {label: _rows(label, tables[label]) for label in LABELS}
+        for name, tables in raw.items()
     }
     return [
         *_layout_problems(held),
         *_key_problems(alias, held),
         *_companion_problems(held),
-        *_claim_problems(alias),
+        *_claim_problems(alias, raw["home"][CLAIMS]),
     ]
 
 
@@ -46,16 +47,10 @@ def _wrapper(alias: str) -> Any:
     return connections[alias]
 
 
-def _rows(label: str, node: str) -> list[dict[str, Any]]:
-    opts = model_of(label)._meta
-    names = [field.attname for field in opts.local_concrete_fields]
-    columns = ", ".join(
-        connections[node].ops.quote_name(field.column)
-        for field in opts.local_concrete_fields
-    )
-    with connections[node].cursor() as cursor:
-        cursor.execute(f"SELECT {columns} FROM {opts.db_table}")
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+def _rows(label: str, raw: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    fields = model_of(label)._meta.local_concrete_fields
+    names = [field.attname for field in fields]
+    return [dict(zip(names, row, strict=True)) for row in raw]
 
 
 def _layout_problems(held: Held) -> Iterator[str]:
@@ -111,7 +106,7 @@ def _companion_problems(held: Held) -> Iterator[str]:
                     yield f"{label} {row} is on {name} without its {parent}"
 
 
-def _claim_problems(alias: str) -> Iterator[str]:
+def _claim_problems(alias: str, raw: list[tuple[Any, ...]]) -> Iterator[str]:
     """Claims in home against what the stored rows claim."""
     from dbfleet.sharding.claims import Claims
 
@@ -128,9 +123,7 @@ def _claim_problems(alias: str) -> Iterator[str]:
             node = wrapper.nodes.primary(shard)
             for claim in claims.of_rows(node, "1 = 1", ()):
                 expected[table.name, claim.claim, claim.row_key] += 1
-    with connections[f"{alias}_home"].cursor() as cursor:
-        cursor.execute("SELECT table_name, claim, row_key FROM dbfleet_unique")
-        found = Counter(tuple(row) for row in cursor.fetchall())
+    found = Counter(tuple(row[:3]) for row in raw)
     own = {model_of(label)._meta.db_table for label in LABELS}
     found = Counter({row: n for row, n in found.items() if row[0] in own})
     for kind, rest in (

@@ -20,6 +20,8 @@ from tests.differential.fleet import AUTOMATIC, current
 
 #: how far into related instances a comparison goes
 DEPTH = 3
+#: what is written of a float; all digits of its binary fraction are more
+DOUBLE_DIGITS = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,12 @@ def canonical(  # noqa: PLR0911 - one line for each type
 
 
 def _is_binary(value: Decimal) -> bool:
-    """Whether a decimal was made of a float: no column has as many digits."""
-    exponent = value.as_tuple().exponent
-    return isinstance(exponent, int) and exponent < -30
+    """Whether a decimal was made of a float, whose digits it has, to the last."""
+    parts = value.as_tuple()
+    if not isinstance(parts.exponent, int) or parts.exponent >= 0:
+        return False
+    is_long = len(parts.digits) > DOUBLE_DIGITS
+    return is_long and Decimal(float(value)).as_tuple() == parts
 
 
 def fold(value: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -336,11 +336,11 @@ def load(fleet: Fleet, alias: str, rows: Rows) -> None:
         ContentType.objects.clear_cache()
 
 
-def snapshot(alias: str) -> Rows:
-    """Every row of ``alias``, as ``load`` takes them."""
+def snapshot(alias: str, labels: Iterable[str] = LABELS) -> Rows:
+    """Every row of ``alias`` in some tables, as ``load`` takes them."""
     rows: Rows = {}
     with working_on(alias):
-        for label in LABELS:
+        for label in labels:
             opts = model_of(label)._meta
             names = [field.attname for field in opts.local_concrete_fields]
             found = model_of(label)._base_manager.values(*names)

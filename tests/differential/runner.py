@@ -17,7 +17,8 @@ from tests.differential import data
 from tests.differential.audit import open_transactions, problems
 from tests.differential.cases import Case, run
 from tests.differential.compare import Outcome, difference
-from tests.differential.data import LABELS, Rows, load, model_of, snapshot
+from tests.differential.contents import Contents
+from tests.differential.data import LABELS, Rows, model_of, snapshot
 from tests.differential.fleet import AUTOMATIC, PLAIN, Fleet
 from tests.differential.shapes import Shapes
 from tests.differential.shrink import smaller_case, smaller_rows
@@ -66,6 +67,7 @@ class Run:
         """``is_short``: stop after the first mismatch."""
         self.fleet, self.seed, self.is_short = fleet, seed, is_short
         self.totals = Totals()
+        self.contents = {a: Contents(fleet, a) for a in (PLAIN, *fleet.sharded)}
         self._round = 0
 
     def rounds(self, count: int, first: int, only: int | None = None) -> Totals:
@@ -102,13 +104,15 @@ class Run:
             rows = self._check_script(case, rows)
 
     def _load(self, rows: Rows) -> None:
-        load(self.fleet, PLAIN, rows)
-        stored = snapshot(PLAIN)
+        for contents in self.contents.values():
+            contents.fill(rows)
+        self._look_at_plain()
         for alias in self.fleet.sharded:
-            load(self.fleet, alias, rows)
-            finding = self._compare_tables(alias, stored)
+            finding = self._compare_tables(alias)
             if finding is not None:
                 self._report(None, rows, alias, finding)
+        for contents in self.contents.values():
+            contents.keep()
 
     # -- reads ------------------------------------------------------------------------
 
@@ -142,22 +146,28 @@ class Run:
         """Run a script everywhere; returns the rows that are stored afterwards."""
         self.totals.querysets += 1
         plain = self._on_plain(case)
-        stored = snapshot(PLAIN)
+        self._look_at_plain()
         is_equal = not case.leaves_ids and not plain.is_unjudged
         for alias in self.fleet.sharded:
-            finding, is_refused = self._script_finding(case, alias, plain, stored)
+            finding, is_refused = self._script_finding(case, alias, plain)
             if finding is not None:
                 self._report(case, rows, alias, finding)
-                is_equal = False
-                break
+                self._load(rows)
+                return rows
             is_equal = is_equal and not is_refused
-        if is_equal:
-            return stored
-        self._load(rows)
-        return rows
+        for contents in self.contents.values():
+            if is_equal:
+                contents.keep()
+            else:
+                contents.undo()
+        return self.contents[PLAIN].rows
+
+    def _look_at_plain(self) -> None:
+        self.contents[PLAIN].look()
+        self.contents[PLAIN].read()
 
     def _script_finding(
-        self, case: Case, alias: str, plain: Outcome, stored: Rows
+        self, case: Case, alias: str, plain: Outcome
     ) -> tuple[Finding | None, bool]:
         fleet = run(case, alias)
         found = difference(plain, fleet, case.expected)
@@ -172,17 +182,20 @@ class Run:
         # A later step of the script may have failed on the plain database alone.
         if plain.is_unjudged or fleet.is_refused:
             return None, True
-        return self._compare_tables(alias, stored), False
+        return self._compare_tables(alias), False
 
-    def _compare_tables(self, alias: str, stored: Rows) -> Finding | None:
-        wrong = problems(self.fleet, alias)
-        if wrong:
-            return Finding("inconsistent nodes", "", "\n".join(wrong[:20]))
+    def _compare_tables(self, alias: str) -> Finding | None:
+        """Judge what an alias holds by what the plain database was found to hold."""
+        contents = self.contents[alias]
+        if contents.look():
+            wrong = problems(alias, contents.raw)
+            if wrong:
+                return Finding("inconsistent nodes", "", "\n".join(wrong[:20]))
         try:
-            found = snapshot(alias)
+            found = contents.read()
         except Exception as error:  # noqa: BLE001 - a finding like any other
             return _finding("tables cannot be read", Outcome(), Outcome(error=error))
-        plain_rows, fleet_rows = normal(stored), normal(found)
+        plain_rows, fleet_rows = normal(self.contents[PLAIN].rows), normal(found)
         for label in LABELS:
             left, right = Counter(plain_rows[label]), Counter(fleet_rows[label])
             if left != right:
@@ -226,8 +239,8 @@ class Run:
     _loaded: Rows | None = None
 
     def _load_pair(self, rows: Rows, alias: str) -> None:
-        load(self.fleet, PLAIN, rows)
-        load(self.fleet, alias, rows)
+        self.contents[PLAIN].fill(rows)
+        self.contents[alias].fill(rows)
         self._loaded = rows
 
     def _again(self, case: Case, rows: Rows, alias: str) -> Finding | None:
@@ -242,7 +255,8 @@ class Run:
     def _again_loaded(self, case: Case, alias: str) -> Finding | None:
         plain = run(case, PLAIN)
         if case.writes:
-            return self._script_finding(case, alias, plain, snapshot(PLAIN))[0]
+            self._look_at_plain()
+            return self._script_finding(case, alias, plain)[0]
         fleet = run(case, alias)
         found = difference(plain, fleet, case.expected)
         return None if found is None else _finding(found, plain, fleet)

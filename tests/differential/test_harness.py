@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from decimal import Decimal
 
 import pytest
 
+from tests.differential.compare import canonical
 from tests.differential.several import seeds_of
 from tests.differential.source import Code, call, chain, either, text
 
@@ -183,6 +185,56 @@ def test_every_shape_is_made() -> None:
     counts = {shape: sum(map(bool, map(re.compile(shape).search, made)))
               for shape in SHAPES.split()}  # fmt: skip
     assert {shape: n for shape, n in counts.items() if n < 3} == {}
+
+
+CONTENTS = """
+import random
+from django.db import connections
+from tests.differential.fleet import serve, working_on
+with serve("sqlite", [2]) as fleet:
+    from tests.differential import data
+    from tests.differential.contents import Contents
+    from tests.differential.models import Customer
+    rows = data.Maker(random.Random(1), "sqlite").make()
+    contents = Contents(fleet, "sharded2")
+    contents.fill(rows)
+    assert contents.look()
+    before = contents.read()
+    assert not contents.look()
+    contents.keep()
+    with working_on("sharded2"):
+        Customer.objects.all()[0].delete()
+    for node in fleet.nodes["sharded2"].values():
+        with connections[node].cursor() as cursor:
+            cursor.execute("UPDATE differential_tag SET weight = 77 WHERE weight = 1")
+            cursor.execute("UPDATE differential_country SET population = 77")
+    assert contents.look()
+    after = contents.read()
+    changed = {name for name in rows if before[name] != after[name]}
+    assert {"Customer", "Country", "Tag"} <= changed, changed
+    contents.undo()
+    assert data.snapshot("sharded2") == before
+    assert not contents.look()
+"""
+
+
+def test_contents_are_put_back() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CONTENTS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_decimals_that_were_floats() -> None:
+    one, other, third = map(
+        Decimal.from_float, (1249852845.553556, 1249852845.553555, 1249862845.5)
+    )
+    assert len(str(one)) < 34
+    assert canonical(one) == canonical(other)
+    assert canonical(one) != canonical(third)
+    # Digits of a column, and the scale of a server's numeric.
+    assert canonical(Decimal("9.99")) != canonical(Decimal("9.990"))
+    assert canonical(Decimal(f"1.{20 * '0'}")) != canonical(Decimal(f"1.{19 * '0'}"))
 
 
 def test_several_seeds_are_summed_up() -> None:
