@@ -14,6 +14,7 @@ statement costs one dictionary lookup.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, wraps
 from typing import Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
@@ -212,6 +213,7 @@ def tokenize(sql: str, vendor: str) -> tuple[Token, ...]:
     return tuple(tokens)
 
 
+@lru_cache(maxsize=32)
 def significant(sql: str, vendor: str) -> tuple[Token, ...]:
     """Return the tokens without the comments."""
     return tuple(t for t in tokenize(sql, vendor) if t.kind != "comment")
@@ -273,26 +275,28 @@ def names_by_qualifier(sql: str, vendor: str) -> Mapping[str, frozenset[str]]:
     return {qualifier: frozenset(some) for qualifier, some in found.items()}
 
 
-def _equals(token: Token, name: str, vendor: str) -> bool:
-    return token.kind in NAME_KINDS[vendor] and token.value.lower() == name
-
-
-@by_text
 def table_occurrences(sql: str, vendor: str, name: str) -> int:
     """Count the places where the name stands as a table, not as ``name.column``.
 
     Never fewer than there are: a bare column of that name counts too, and letter
     case is ignored. ``schema.name`` is not counted: see :func:`is_qualified`.
     """
-    name = name.lower()
+    found = _occurrences(sql, vendor)
+    return sql.lower().count(name.lower()) if found is None else found[name.lower()]
+
+
+@by_text
+def _occurrences(sql: str, vendor: str) -> Counter[str] | None:
+    """How often each name stands as a table; None where the text is unclear."""
     if is_unclear(sql, vendor):
-        return sql.lower().count(name)
-    tokens = significant(sql, vendor)
-    return sum(
-        _equals(token, name, vendor)
+        return None
+    tokens, kinds = significant(sql, vendor), NAME_KINDS[vendor]
+    return Counter(
+        token.value.lower()
+        for i, token in enumerate(tokens)
+        if token.kind in kinds
         and value_at(tokens, i - 1) not in (".", "AS")
         and value_at(tokens, i + 1) != "."
-        for i, token in enumerate(tokens)
     )
 
 
@@ -337,21 +341,25 @@ def _clauses(tokens: Sequence[Token]) -> list[str]:
     return found
 
 
-@by_text
 def is_qualified(sql: str, vendor: str, name: str) -> bool:
     """Return whether the table may be named with its schema, as ``schema.name``.
 
     Such a name passes by a WITH or a temporary table of the same name.
     """
-    name = name.lower()
+    found = _qualified(sql, vendor)
+    return name.lower() in (sql.lower() if found is None else found)
+
+
+@by_text
+def _qualified(sql: str, vendor: str) -> frozenset[str] | None:
+    """The tables that are named with a schema; None where the text is unclear."""
     if is_unclear(sql, vendor):
-        return name in sql.lower()
-    tokens = significant(sql, vendor)
-    return any(
-        clause == "from"
-        and _equals(token, name, vendor)
-        and value_at(tokens, i - 1) == "."
+        return None
+    tokens, kinds = significant(sql, vendor), NAME_KINDS[vendor]
+    return frozenset(
+        token.value.lower()
         for i, (token, clause) in enumerate(zip(tokens, _clauses(tokens), strict=True))
+        if clause == "from" and token.kind in kinds and value_at(tokens, i - 1) == "."
     )
 
 
