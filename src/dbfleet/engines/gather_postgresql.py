@@ -147,7 +147,11 @@ class PostgreSQLGather(Engine):
             inline = ", ".join(self._inline_table(home, one) for one in small)
             from dbfleet.lexer import insertion_point  # not read at a start
 
-            point = insertion_point(statement, "postgresql")
+            # What stands before the first parameter is where it was; other values
+            # would make another text, to be read anew each time.
+            point = insertion_point(sql, "postgresql")
+            if "%" in sql[: point.offset]:
+                point = insertion_point(statement, "postgresql")
             statement = point.apply(statement, inline)
         if not large:
             return self._run_final(home, statement)
@@ -155,14 +159,10 @@ class PostgreSQLGather(Engine):
         statement = _SERIAL_SEQUENCE.sub(
             r"\1quote_ident(current_schema()) || '.' || \2", statement
         )
-        with _scope(home):
+        with _scope(home, [one.spec for one in large]):
             for one in large:
                 self._load_temporary(home, one)
-            result = self._run_final(home, statement)
-            for one in large:
-                name = quote_name(one.spec.table)
-                self.run(home, f"DROP TABLE pg_temp.{name}").close()
-        return result
+            return self._run_final(home, statement)
 
     def _run_final(self, home: Any, statement: str) -> GatheredRows:
         cursor = self.run(home, statement)
@@ -239,11 +239,6 @@ class PostgreSQLGather(Engine):
         spec = one.spec
         name = quote_name(spec.table)
         columns = ", ".join(map(quote_name, spec.columns))
-        self.run(
-            home,
-            f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS "
-            f"SELECT {columns} FROM {name} WITH NO DATA",
-        ).close()
         with (
             home.wrap_database_errors,
             home.create_cursor() as sink,
@@ -277,25 +272,34 @@ def _blocks(portions: Iterable[Any]) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _scope(home: Any) -> Iterator[None]:
-    """A transaction for temporary tables: one of its own, or the caller's, where a
-    savepoint stands for it."""
+def _scope(home: Any, specs: Sequence[FragmentSpec]) -> Iterator[None]:
+    """Temporary tables in a transaction of their own, or the caller's, where a
+    savepoint stands for it; one round trip before and one after, whatever they are."""
     home.ensure_connection()
     execute = home.connection.execute
     is_idle = int(home.connection.info.transaction_status) == 0
     is_mine = is_idle and home.connection.autocommit
-    begin, end = (
-        ("BEGIN", "COMMIT")
-        if is_mine
-        else ("SAVEPOINT dbfleet_gather", "RELEASE SAVEPOINT dbfleet_gather")
-    )
+    begin, end = ["BEGIN"], ["COMMIT"]
+    if not is_mine:
+        begin = ["SAVEPOINT dbfleet_gather"]
+        end = [f"DROP TABLE pg_temp.{quote_name(spec.table)}" for spec in specs]
+        end.append("RELEASE SAVEPOINT dbfleet_gather")
     with home.wrap_database_errors:
-        execute(begin)
         try:
+            execute("; ".join([*begin, *map(_creation, specs)]), prepare=False)
             yield
         except BaseException:
             # In the caller's transaction the error aborts it, as on one database.
-            if is_mine:
+            if is_mine and not home.connection.closed:
                 execute("ROLLBACK")
             raise
-        execute(end)
+        execute("; ".join(end), prepare=False)
+
+
+def _creation(spec: FragmentSpec) -> str:
+    name = quote_name(spec.table)
+    columns = ", ".join(map(quote_name, spec.columns))
+    return (
+        f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS "
+        f"SELECT {columns} FROM {name} WITH NO DATA"
+    )

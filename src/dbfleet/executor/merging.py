@@ -25,6 +25,10 @@ from dbfleet.planner.merging import Column, Merge, Sql
 from dbfleet.planner.partials import Partial
 from dbfleet.planner.route import HOME, Route
 
+#: rows of each shard that are read at once also by ``iterator()``: as many as that asks
+#: a server for at a time by default, of which a stream holds up to two portions
+FEW_ROWS = 2000
+
 #: database -> the name of its text's order, None for that of its characters' codes
 _text_orders: dict[tuple[str, str], str | None] = {}
 
@@ -65,8 +69,12 @@ class Merger:
 
     @property
     def streams(self) -> bool:
-        """Whether rows can be handed out before all are there."""
+        """Whether rows can be handed out before all are there, and may be too many to
+        have them all there: few are had in one round trip, and a cursor that the server
+        keeps takes four."""
         if self.partial is not None:
+            return False
+        if self.merge.high is not None and self.merge.high <= FEW_ROWS:
             return False
         # Ranks of one portion's texts say nothing of another's.
         is_equal = self.wrapper.engine.has_binary_text_equality

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import takewhile
+from operator import itemgetter
 from typing import Any
 
 from django.utils import timezone
@@ -35,9 +36,10 @@ def in_order(rows: list[Row], keys: Sequence[Key], ranks: Ranks) -> list[Row]:
 
 def _sort_key(rows: list[Row], key: Key, ranks: Ranks) -> Callable[[Row], Any]:
     at = key.column.at
-    value = comparable(key.column, ranks, [row[at] for row in rows])
-    if all(row[at] is not None for row in rows):
-        return lambda row: value(row[at])
+    values = [row[at] for row in rows]
+    value = comparable(key.column, ranks, values)
+    if not any(one is None for one in values):
+        return itemgetter(at) if value is _same else lambda row: value(row[at])
     # A reverse sort turns the places of NULL around as well.
     null = int(key.nulls_first == key.descending)
 

@@ -6,10 +6,12 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 from django.db import connection, transaction
 from django.db.models import Count, F
 
+from dbfleet.executor import merging
 from dbfleet.executor.streaming import StreamMergeCursor
 from tests.merging import scenarios
 from tests.merging.app.models import Item, Parcel
@@ -207,9 +209,13 @@ def check_what_is_abandoned_leaves_nothing_open() -> None:
             rows.close()
             same(open_cursors(), [0, 0, 0])
         same(in_transaction(), 0)
-    rows = Parcel.objects.order_by("id")[:5].iterator(2)
-    same(len(list(rows)), 5)
-    same(open_cursors(), [0, 0, 0])
+    for few in (0, merging.FEW_ROWS):  # kept by the servers, and all at once
+        with mock.patch.object(merging, "FEW_ROWS", few):
+            rows = Parcel.objects.order_by("id")[:5].iterator(2)
+            same(next(rows).pk, Parcel.objects.order_by("id")[0].pk)
+            same(sum(open_cursors()) > 0, few == 0)
+            same(len(list(rows)), 4)
+            same(open_cursors(), [0, 0, 0])
 
 
 def check_two_at_a_time() -> None:

@@ -1,0 +1,122 @@
+"""How often each node is asked for one statement, counted by a proxy before each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.projects import Fleet
+
+Sharded = Callable[..., Fleet]
+
+MODELS = """
+class Order(models.Model):
+    customer = models.IntegerField()
+    total = models.DecimalField(max_digits=9, decimal_places=2)
+
+    class Meta:
+        shard_key = "customer"
+
+
+class Tag(models.Model):
+    text = models.CharField(max_length=20)
+    order = models.IntegerField()
+
+    class Meta:
+        shard_key = "text"
+"""
+SETUP = """
+from django.db.models import Avg, Count, Sum
+
+create_tables()
+Order.objects.bulk_create(Order(customer=n, total=n % 7) for n in range(60))
+Tag.objects.bulk_create(Tag(text=str(n), order=n) for n in range(20))
+list(Order.objects.all())  # every connection is there
+
+
+def trips(action):
+    '''Round trips to each node that was asked something.'''
+    before = {name: p.counts.round_trips for name, p in proxies.items()}
+    action()
+    found = {n: p.counts.round_trips - before[n] for n, p in proxies.items()}
+    return {name: count for name, count in found.items() if count}
+"""
+EACH = {"a": 1, "b": 1}
+
+
+def test_every_shard_is_asked_once(sharded: Sharded) -> None:
+    found = sharded(models=MODELS).run(
+        SETUP
+        + """
+orders = Order.objects.all()
+asked = {
+    "count": orders.count,
+    "sums": lambda: orders.aggregate(Sum("total"), Avg("customer")),
+    "groups": lambda: list(orders.values("total").annotate(Count("id"))),
+    "page": lambda: list(orders.order_by("total", "id")[10:20]),
+    "first": lambda: orders.order_by("-total", "id").first(),
+    "exists": lambda: orders.filter(total=3).exists(),
+}
+result = {name: trips(ask) for name, ask in asked.items()}
+"""
+    )
+    assert found == dict.fromkeys(found, EACH)
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_few_rows_take_no_cursor_that_a_server_keeps(sharded: Sharded) -> None:
+    found = sharded(models=MODELS).run(
+        SETUP
+        + """
+few = Order.objects.order_by("total", "id")[5:15]
+every = Order.objects.order_by("total", "id")
+result = {
+    "few": trips(lambda: list(few.iterator())),
+    "every": trips(lambda: list(every.iterator())),
+    "are equal": list(few.iterator(chunk_size=3)) == list(few),
+}
+"""
+    )
+    assert found["few"] == EACH
+    # DECLARE with its portal, FETCH (two of them), CLOSE.
+    assert set(found["every"]) == set(EACH)
+    assert min(found["every"].values()) > 2
+    assert found["are equal"]
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("outer", ["contextlib.nullcontext", "transaction.atomic"])
+def test_a_gather_by_temporary_tables(sharded: Sharded, outer: str) -> None:
+    """The transaction and its tables begin in one round trip and end in one."""
+    found = sharded(models=MODELS, more={"GATHER": {"INLINE_ROWS": 0}}).run(
+        SETUP
+        + f"""
+import contextlib
+from dbfleet.observe import events
+
+tagged = Order.objects.filter(id__in=Tag.objects.values("order"))
+whole = {{}}
+with {outer}():
+    list(tagged.all())  # what columns there are is read once
+    seen = []
+    with events.subscribed(lambda event: seen.append(event.name)):
+        whole["trips"] = trips(lambda: list(tagged.all()))
+    whole["rows"] = sorted(one.id for one in tagged)
+    whole["gathered"] = "gathered" in seen
+whole["wanted"] = sorted(
+    set(Order.objects.values_list("id", flat=True))
+    & set(Tag.objects.values_list("order", flat=True))
+)
+with connection.cursor() as cursor:
+    cursor.execute("SELECT count(*) FROM pg_class WHERE relpersistence = 't'")
+    whole["left"] = cursor.fetchone()[0]
+result = whole
+"""
+    )
+    assert found["gathered"]
+    assert found["rows"] == found["wanted"]
+    # BEGIN and both tables, a COPY for each (two of them), the statement, COMMIT.
+    assert found["trips"]["home"] == 7
+    assert found["left"] == 0
