@@ -65,6 +65,18 @@ result = {name: trips(ask) for name, ask in asked.items()}
     assert len(found) == 6
 
 
+def test_what_shards_answer_connects_to_no_home(sharded: Sharded) -> None:
+    found = sharded(models=MODELS).run(
+        SETUP
+        + """
+connection.close()
+result = [len(Order.objects.all()), Order.objects.aggregate(Count("id"))["id__count"]]
+result.append(connection.connection is None)
+"""
+    )
+    assert found == [60, 60, True]
+
+
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 def test_few_rows_take_no_cursor_that_a_server_keeps(sharded: Sharded) -> None:
     found = sharded(models=MODELS).run(

@@ -432,8 +432,7 @@ class Routing(Binding, Deciding, ShardRows):
         empty = self.wrapper.features.empty_fetchmany_value
         if name and merger.streams:
             return self.wrapped(StreamMergeCursor(merger, name, empty))
-        render = partial(self.wrapper.engine.render, self.wrapper)
-        return self.wrapped(GatherCursor(merger.run, render, empty))
+        return self.wrapped(GatherCursor(merger.run, empty))
 
     def _gather_instead(self, statement: Statement, sql: str, params: Any) -> Any:
         """Gather what turned out not to be mergeable."""
@@ -455,7 +454,6 @@ class Routing(Binding, Deciding, ShardRows):
         """A cursor that runs whatever it is given over the route's fragments."""
         return GatherCursor(
             Gatherer(self, route, query).run,
-            partial(self.wrapper.engine.render, self.wrapper),
             self.wrapper.features.empty_fetchmany_value,
         )
 

@@ -24,7 +24,6 @@ class RowsCursor:
         self.description: Any = None
         self.rowcount = -1
         self.lastrowid = None
-        self.rendered: str | None = None
         self._rows: list[Any] = []
         self._at = 0
 
@@ -57,17 +56,11 @@ class RowsCursor:
 class GatherCursor(RowsCursor):
     """Runs one statement by a gather; ``run`` is bound to its plan."""
 
-    def __init__(
-        self,
-        run: Callable[[str, Any], GatheredRows],
-        render: Callable[[str, Any], str],
-        empty: Any,
-    ) -> None:
+    def __init__(self, run: Callable[[str, Any], GatheredRows], empty: Any) -> None:
         super().__init__(empty)
-        self._run, self._render = run, render
+        self._run = run
 
     def execute(self, sql: str, params: Any = None) -> GatherCursor:
-        self.rendered = self._render(sql, params)
         self.hold(self._run(sql, params))
         return self
 

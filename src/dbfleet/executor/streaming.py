@@ -35,7 +35,6 @@ class StreamMergeCursor(RowsCursor):
 
     def execute(self, sql: str, params: Any = None) -> StreamMergeCursor:
         merger = self._merger
-        self.rendered = merger.wrapper.engine.render(merger.wrapper, sql, params)
         self._cursors = {
             cluster: merger.cursor(cluster, self._name)
             for cluster in merger.route.clusters
