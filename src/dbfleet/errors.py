@@ -72,6 +72,7 @@ CATALOGUE: dict[str, str] = {
     "E411": "a row cannot change its shard with the rows that refer to it",
     "E412": "more rows would change their shard than the limit",
     "E413": "a key cannot be placed on a shard",
+    "E414": "claims are kept elsewhere than the settings say",
     # 5xx: gather
     "E501": "a query of several shards needs more rows than its limit",
     "E502": "a query of several shards needs more bytes than its limit",

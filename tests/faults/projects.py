@@ -113,10 +113,12 @@ def database_source(
     )
 
 
-def sharded_source(urls: Mapping[str, str], **options: Any) -> str:
+def sharded_source(
+    urls: Mapping[str, str], *, claims: str = "home", **options: Any
+) -> str:
     """Return settings of a sharded alias: home, and a shard for each other URL."""
     shards = ", ".join(f"{n!r}: NODES[{n!r}]" for n in urls if n != "home")
-    declaration = f"Sharded(home=NODES['home'], shards={{{shards}}})"
+    declaration = f"Sharded(home=NODES['home'], shards={{{shards}}}, claims={claims!r})"
     return database_source(urls, declaration, **options)
 
 
@@ -128,6 +130,8 @@ class Fleet:
     cluster: PostgresCluster | MariaDBCluster
     #: node -> name of its database
     databases: dict[str, str]
+    #: the nodes that may hold the decision of a commit
+    deciders: tuple[str, ...] = ("home",)
 
     @property
     def engine(self) -> str:
@@ -156,7 +160,8 @@ class Fleet:
         held: dict[str, list[str]] = {}
         for *_, name in self.cluster.primary.execute("XA RECOVER"):
             gid = name.decode() if isinstance(name, bytes) else str(name)
-            held.setdefault(shards[int(gid.rsplit("_", 1)[1])], []).append(gid)
+            number = int(gid.rsplit("_", 1)[1].removeprefix("c"))
+            held.setdefault(shards[number], []).append(gid)
         return held
 
 
@@ -176,4 +181,5 @@ def make_fleet(
     built = project(
         databases=sharded_source(urls, **options), models=models, settings=settings
     )
-    return Fleet(built, cluster, names)
+    is_spread = options.get("claims") == "shards"
+    return Fleet(built, cluster, names, tuple(names) if is_spread else ("home",))

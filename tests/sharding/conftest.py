@@ -19,6 +19,22 @@ def fleet(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ShardedProject]:
     """The fleet of the engine at hand: home and three shards on one server."""
+    yield from _fleet(request, tmp_path_factory)
+
+
+@pytest.fixture(scope="session", params=ENGINES[:2])
+def spread_fleet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ShardedProject]:
+    """The same with claims on the shards, where servers can prepare a transaction."""
+    yield from _fleet(request, tmp_path_factory, 'claims="shards",')
+
+
+def _fleet(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    more: str = "",
+) -> Iterator[ShardedProject]:
     engine = str(request.param)
     if engine == "sqlite":
         server: Any = request.getfixturevalue("rig").sqlite()
@@ -31,7 +47,7 @@ def fleet(
     for name in names.values():
         server.create_database(name)
     root = tmp_path_factory.mktemp(engine) / "project"
-    built = ShardedProject(root, server, names)
+    built = ShardedProject(root, server, names, more)
     try:
         yield built
     finally:

@@ -24,6 +24,7 @@ DATABASES = databases(
         home=URLS["home"],
         shards={{name: url for name, url in URLS.items() if name != "home"}},
         OPTIONS={options!r},
+        {more}
     )
 )
 DATABASE_ROUTERS = ["dbfleet.PlacementRouter"]
@@ -40,7 +41,9 @@ SILENCED_SYSTEM_CHECKS = [
 class ShardedProject:
     """The project, its tables made, and the databases behind it."""
 
-    def __init__(self, root: Path, server: Any, names: Mapping[str, str]) -> None:
+    def __init__(
+        self, root: Path, server: Any, names: Mapping[str, str], more: str = ""
+    ) -> None:
         self.server, self.names, self.engine = server, names, server_engine(server)
         self.shards = SHARDS
         head, options = "", {}
@@ -51,7 +54,9 @@ class ShardedProject:
         urls = {node: server.url(name) for node, name in names.items()}
         self.project = Project(
             root,
-            databases=_DATABASES.format(head=head, urls=urls, options=options),
+            databases=_DATABASES.format(
+                head=head, urls=urls, options=options, more=more
+            ),
             settings=_SETTINGS,
             apps=["tests.sharding.shop.apps.ShopConfig"],
         )

@@ -29,13 +29,13 @@ SETUP = (
 from django.test import override_settings
 from dbfleet.sharding.lookup_builds import builds
 
-EMAILS = ["old", "new", "stays", "gone", "first", "x"]
+EMAILS = ["old", "new", "stays", "gone", "later", "x"]
 
 def change():
     '''One row changes its value, one passes it on to another shard, one goes.'''
     with transaction.atomic():
         Account.objects.filter(pk=A).update(email="new")
-        Account.objects.filter(pk=B).update(email="first")
+        Account.objects.filter(pk=B).update(email="later")
         Account.objects.filter(pk=C).delete()
         Account.objects.create(pk=ids("a", 2)[1], email="x")
 

@@ -92,12 +92,7 @@ class Routing(Binding, Deciding, ShardRows):
 
         ``captures``: the write itself will tell the session what it wrote.
         """
-        if is_write and self.topology.read_only:
-            raise ReadOnlyAlias(
-                "E205",
-                f"alias {self.topology.alias!r} is declared read-only; the write was "
-                "not sent. Write through another alias, or remove READ_ONLY",
-            )
+        self._check_writable(is_write)
         wrapper, transaction = self.wrapper, self.wrapper.transaction
         self._reconnect()
         if cluster != HOME:
@@ -118,6 +113,14 @@ class Routing(Binding, Deciding, ShardRows):
                 wrapper.nodes.saw(cluster)
         return node
 
+    def _check_writable(self, is_write: bool) -> None:
+        if is_write and self.topology.read_only:
+            raise ReadOnlyAlias(
+                "E205",
+                f"alias {self.topology.alias!r} is declared read-only; the write was "
+                "not sent. Write through another alias, or remove READ_ONLY",
+            )
+
     def _reconnect(self) -> None:
         """A transaction whose connection was closed ends, or is refused, as on one
         server: connecting says which."""
@@ -133,6 +136,29 @@ class Routing(Binding, Deciding, ShardRows):
     def forget_kept(self) -> None:
         """Reads may leave home's connection again."""
         self._kept = None
+
+    def keeper(self, cluster: str, *, is_write: bool) -> Any:
+        """The node on which claims are read and written: home, or the primary of a
+        shard that keeps them.
+
+        In a transaction that is a second connection, a branch of its own, since claims
+        are committed before rows. A read begins none: it sees the claims of this
+        transaction if there are any there, and otherwise what is committed now.
+        """
+        wrapper, transaction = self.wrapper, self.wrapper.transaction
+        if cluster == HOME or not transaction.is_open:
+            return self.node(cluster, is_write=is_write)
+        self._check_writable(is_write)
+        self._reconnect()
+        node = wrapper.nodes.primary(cluster, is_keeper=True)
+        if node.leader is not None:
+            wrapper.nodes.replicas.refuse_lost(cluster, node)
+        if events.is_observed():
+            self._tell_sent(cluster, wrapper.nodes.clusters[cluster].primary, is_write)
+        transaction.check_usable()
+        if is_write or transaction.has_keeper(cluster):
+            transaction.touch(cluster, node, is_write=is_write, is_keeper=True)
+        return node
 
     def touch_home(self) -> None:
         """Home takes part in this statement as a writer."""

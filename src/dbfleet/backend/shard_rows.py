@@ -12,7 +12,7 @@ from django.db.models import QuerySet
 from dbfleet import conf, sessions
 from dbfleet.placement.lookups import lookup_fields
 from dbfleet.planner.tables import Table, Tables
-from dbfleet.sharding import ids
+from dbfleet.sharding import ids, ledger
 from dbfleet.sharding.claims import rules_of
 
 
@@ -23,6 +23,7 @@ class ShardRows:
     topology: Any
     tables: Tables
     node: Any
+    keeper: Any
     shard_of: Any
     table_of: Any
     unlogged: Any
@@ -102,11 +103,12 @@ class ShardRows:
         """Claims and counters of tables whose rows are gone."""
         is_reset = any(map(self.wrapper.engine.restarts_ids, sql_list))
         for table in self._tables_in(*sql_list):
-            self.wrapper.engine.run(
-                self.wrapper,
-                "DELETE FROM dbfleet_unique WHERE table_name = %s",
-                [table.name],
-            ).close()
+            for keeper in ledger.keepers(self.wrapper):
+                self.wrapper.engine.run(
+                    self.keeper(keeper, is_write=True),
+                    "DELETE FROM dbfleet_unique WHERE table_name = %s",
+                    [table.name],
+                ).close()
             if is_reset:
                 ids.restart(self.wrapper, table.name)
         ids.forget(self.wrapper)

@@ -85,7 +85,8 @@ def is_replica(node: Any) -> bool:
 def name_of(owner: Any, node: Any) -> str:
     """A node's name as the settings spell it; home's primary is the alias itself."""
     is_home = node.settings_dict is owner.settings_dict  # and its extra connections
-    return str(owner.topology.home.primary if is_home else node.alias)
+    other = getattr(node, "stands_for", None) or node.alias
+    return str(owner.topology.home.primary if is_home else other)
 
 
 def reason_of(error: BaseException) -> str:

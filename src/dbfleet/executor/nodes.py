@@ -76,6 +76,8 @@ class NodeMixin:
     is_replica_node = False
     #: the cluster whose primary this is; None for other nodes
     cluster: str | None = None
+    #: of a second connection to a primary: that node's name
+    stands_for: str | None = None
     #: the server that was promoted in the declared one's place
     leader: Any = None
     #: the statement at hand may write, outside a transaction
@@ -194,13 +196,17 @@ class NodeSet:
             self._open[name] = node
         return node
 
-    def extra(self, purpose: str) -> Any:
-        """A second connection to home's primary, for work outside a transaction."""
-        name = f"{self.topology.alias}/home/{purpose}"
+    def extra(self, purpose: str, cluster: str = "home") -> Any:
+        """A second connection to a primary, home's or a shard's, for work outside a
+        transaction, or in a branch of its own."""
+        name = f"{self.topology.alias}/{cluster}/{purpose}"
         node = self._open.get(name)
         if node is None:
-            node = self._class(self.wrapper.settings_dict, name)
-            node.owner = self.wrapper
+            declared, settings = self.clusters[cluster], self.wrapper.settings_dict
+            if cluster != "home":
+                settings = settings["NODES"][declared.primary]
+            node = self._class(settings, name)
+            node.owner, node.stands_for = self.wrapper, declared.primary
             self._open[name] = node
         return node
 
@@ -208,12 +214,18 @@ class NodeSet:
         """Home as a node of its own: a database whose log nobody reads."""
         return self.extra("quiet")
 
-    def primary(self, cluster: str) -> Any:
-        """The primary of a cluster, connected; raises NodeUnavailable."""
+    def primary(self, cluster: str, *, is_keeper: bool = False) -> Any:
+        """The primary of a cluster, connected; raises NodeUnavailable.
+
+        ``is_keeper``: on the connection of a shard that its claims have.
+        """
         if emulated:
             emulated.check_primary(self, cluster)
         declared = self.clusters[cluster]
-        node = self.node(declared.primary)
+        if is_keeper:
+            node = self.extra("claims", cluster)
+        else:
+            node = self.node(declared.primary)
         node.is_writing = False
         if declared.replicas or declared.source is not None:
             if node is not self.wrapper and node.cluster is None:
@@ -247,10 +259,9 @@ class NodeSet:
 
     def check_leaders(self, transaction: Any) -> None:
         """Refuse to commit where another server was promoted meanwhile; no I/O."""
-        for cluster in (*transaction.enlisted, "home"):
-            key = self.keys[cluster]
-            node = self._open.get(self.clusters[cluster].primary, self.wrapper)
-            if node.leader is not leaders.leader_of(key):
+        parts = [(part.cluster, part.node) for part in transaction.enlisted.values()]
+        for cluster, node in (*parts, ("home", self.wrapper)):
+            if node.leader is not leaders.leader_of(self.keys[cluster]):
                 self._follow(cluster, node)
 
     # -- replicas -------------------------------------------------------------

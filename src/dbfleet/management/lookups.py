@@ -14,6 +14,8 @@ from django.apps import apps
 from django.core.management.base import CommandError, CommandParser
 from django.db import connections, router
 
+from dbfleet.planner.route import HOME
+from dbfleet.sharding import ledger
 from dbfleet.sharding.lookup_builds import BUILDING, Counts, LookupBuild, builds
 from dbfleet.sharding.lookups import READY
 
@@ -68,9 +70,9 @@ def run(
             differing += counts.conflicts
             differing += 0 if repair else counts.missing + counts.orphans
         else:
-            stdout.write(f"{one.label}: {_state(one)}")
+            stdout.write(f"{one.label}: {_state(one)}{_place(one)}")
             continue
-        stdout.write(f"{one.label}: {_told(counts)}; {_state(one)}")
+        stdout.write(f"{one.label}: {_told(counts)}; {_state(one)}{_place(one)}")
     if differing:
         raise CommandError(
             f"{differing} differ. Claims of rows that are gone, and rows without "
@@ -101,6 +103,11 @@ def _state(one: LookupBuild) -> str:
         READY: "reads use it",
         BUILDING: "not complete: reads ask every shard, build it",
     }.get(state, "not built: reads ask every shard")
+
+
+def _place(one: LookupBuild) -> str:
+    keepers = ledger.keepers(one.wrapper)
+    return "" if keepers == (HOME,) else f"; claims on {', '.join(keepers)}"
 
 
 def _told(counts: Counts) -> str:

@@ -29,7 +29,7 @@ from dbfleet.executor import discovery
 from dbfleet.executor.failures import reason_of
 from dbfleet.executor.nodes import node_class
 from dbfleet.planner.route import HOME
-from dbfleet.sharding import ledger
+from dbfleet.sharding import keepers, ledger
 
 HELP = "show every node: role, whether it answers, latency"
 MAX_THREADS = 8
@@ -53,6 +53,8 @@ class NodeStatus:
     version: str | None = None
     #: slots of the shard map that are on a shard's cluster
     slots: int | None = None
+    #: whether a cluster keeps claims, and lookups ask it; None where that is not known
+    keeps_claims: bool | None = None
     problem: str | None = None
     #: why a node that a source of replicas listed is not read
     left_out: str | None = None
@@ -78,6 +80,8 @@ class Probe:
     identity: str | None = None
     position: Position | None = None
     slot_counts: dict[str, int] | None = None
+    #: of home: the clusters that keep claims
+    keepers: tuple[str, ...] | None = None
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -138,7 +142,10 @@ def look(aliases: Sequence[str], timeout_s: int) -> list[NodeStatus]:
         status = replace(one.status)  # a late answer changes nothing any more
         if not status.reachable and status.problem is None:
             status.problem = f"no answer within {deadline_s:g} s"
-        counts = by_cluster[status.alias, HOME].slot_counts
+        home = by_cluster[status.alias, HOME]
+        if home.keepers is not None and status.role == "primary":
+            status.keeps_claims = status.cluster in home.keepers
+        counts = home.slot_counts
         if counts is not None and status.cluster != HOME and status.role == "primary":
             status.slots = counts.get(status.cluster, 0)
         found.append(status)
@@ -193,7 +200,7 @@ def _sources(aliases: Sequence[str]) -> list[NodeStatus]:
 
 
 def _ask(probe: Probe, primary: Probe | None) -> None:
-    """Fill in what the server says; at most eight round trips."""
+    """Fill in what the server says; at most nine round trips."""
     status, engine = probe.status, probe.engine
     node = probe.connect()
     try:
@@ -213,6 +220,8 @@ def _ask(probe: Probe, primary: Probe | None) -> None:
             status.caught_up = engine.covers(engine.applied(node), [primary.position])
         if probe.is_home_of_shards:
             probe.slot_counts = ledger.slot_counts(engine, node)
+            with contextlib.suppress(Error):  # of a fleet that was not used yet
+                probe.keepers = keepers.recorded(engine, node)
         if probe.number is not None:
             status.prepared = _prepared(probe, node)
         problem = _mismatch(probe, primary) or _undistributed(probe, node)
@@ -236,8 +245,8 @@ def _prepared(probe: Probe, node: Any) -> list[str] | None:
         found = probe.engine.prepared(node)
     except Error:  # it takes a privilege of its own
         return None
-    end = f"_{probe.number}"
-    return sorted(g for g in found if g.startswith("dbfleet_") and g.endswith(end))
+    ends = f"_{probe.number}", f"_c{probe.number}"  # of its rows, of its claims
+    return sorted(g for g in found if g.startswith("dbfleet_") and g.endswith(ends))
 
 
 def _mismatch(probe: Probe, primary: Probe | None) -> str | None:
@@ -322,5 +331,7 @@ def _row(one: NodeStatus) -> tuple[str, ...]:
         remark = "behind its primary"
     elif one.prepared:
         remark = f"holds prepared: {', '.join(one.prepared)}"
+    elif one.keeps_claims and one.cluster != HOME:
+        remark = "ok, keeps claims"
     server = one.server_role or "-"
     return (one.node, one.role, server, latency, one.version or "-", slots, remark)

@@ -171,7 +171,8 @@ def _uncommitted() -> Iterator[str]:
         if transaction is None or wrapper.connection is None:
             continue
         if transaction.is_of_project:
-            for cluster in ("home", *transaction.enlisted):
+            parts = transaction.enlisted.values()
+            for cluster in dict.fromkeys(["home", *(part.cluster for part in parts)]):
                 yield f"{wrapper.alias}/{cluster}"
 
 

@@ -1,12 +1,14 @@
 """Claims: unique constraints that no shard can check alone.
 
-For each stored row and each such constraint home holds one row whose primary key is a
-digest of the constrained values, as the row's own database spells them. Written in
-the transaction of the row itself, so it is there exactly when the row is.
+For each stored row and each such constraint its keeper, home or the shard that the
+claim names, holds one row whose primary key is a digest of the constrained values, as
+the row's own database spells them. Written in the transaction of the row itself, so it
+is there exactly when the row is.
 
-Locks are taken in one order: rows on shards first, claims in home last, sorted. So a
-statement that waits in home waits for one that no longer waits on any shard, and no
-cycle of waiting runs over two servers, where none of them would see it.
+Locks are taken in one order: rows on shards first, claims last, sorted, and so keeper
+by keeper. A statement that waits for a claim waits for one that no longer waits for any
+row, nor for an earlier claim, and no cycle of waiting runs over two servers, where none
+of them would see it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from django.db.utils import IntegrityError
 
 from dbfleet.planner.tables import Table
 from dbfleet.planner.uses import Facts
-from dbfleet.sharding import settling
+from dbfleet.sharding import ledger, settling
+from dbfleet.sharding.keepers import by_keeper
 
 #: claims in one statement
 BATCH = 500
@@ -218,6 +221,27 @@ class Claims:
         self._quote = wrapper.ops.quote_name
         columns = facts.lookup_columns(table)
         self._looked_up = {r.name for r in rules if r.only_column in columns}
+        self._nodes: dict[str, Any] = {}
+
+    def _node(self, keeper: str) -> Any:
+        """A keeper's node, in this statement as a writer."""
+        node = self._nodes.get(keeper)
+        if node is None:
+            node = self.wrapper.routing.keeper(keeper, is_write=True)
+            self._nodes[keeper] = node
+        return node
+
+    def _batches(
+        self, claims: Collection[Claim]
+    ) -> Iterable[tuple[str, Any, list[Claim]]]:
+        """(keeper, its node, claims), in one order everywhere, so that two writers do
+        not wait for each other."""
+        if not claims:
+            return
+        keepers = ledger.keepers(self.wrapper)
+        for keeper, ordered in by_keeper([*claims], lambda c: c.claim, keepers):
+            for start in range(0, len(ordered), BATCH):
+                yield keeper, self._node(keeper), ordered[start : start + BATCH]
 
     def of_rows(
         self, node: Any, where: str, params: Sequence[Any], shard: str = ""
@@ -255,18 +279,17 @@ class Claims:
             yield Claim(claim, row_key, rule.name, shard)
 
     def change(self, before: Iterable[Claim], after: Iterable[Claim]) -> None:
-        """Make home's claims follow rows that were just written.
+        """Make claims follow rows that were just written.
 
         ``before`` is what the rows claimed while they were locked and not yet
         written. The last step of a statement, since from here on it holds locks of
-        home; nothing at all where nothing changed, otherwise up to one round trip for
-        BEGIN, one for each 500 claims let go of (two for those of lookups) and one for
-        each 500 taken. Raises IntegrityError, see :meth:`hold`.
+        keepers; nothing at all where nothing changed, otherwise, for each keeper, up to
+        one round trip for BEGIN, one for each 500 claims let go of (two for those of
+        lookups) and one for each 500 taken. Raises IntegrityError, see :meth:`hold`.
         """
         before, after = set(before), set(after)
         if before == after:
             return
-        self.wrapper.routing.touch_home()
         self.release(before - after)
         self._leave(before - after)
         self.hold(after - before)
@@ -277,11 +300,12 @@ class Claims:
         By then that row can be read on its shard, as one database has it, or its
         commit has taken longer than ``settling.TIMEOUT_S``, which the message tells.
         """
-        for batch in _batches(claims):
+        for keeper, node, batch in self._batches(claims):
             try:
-                self._insert(batch, "INSERT INTO", "")
+                self._insert(node, batch, "INSERT INTO", "")
             except IntegrityError as error:
-                holders = settling.holders(self.wrapper, [c.claim for c in batch])
+                names = [claim.claim for claim in batch]
+                holders = settling.holders(self.wrapper, keeper, names)
                 pending = settling.wait(self.wrapper, holders)
                 raise self._violated(batch, pending) from error
 
@@ -290,13 +314,13 @@ class Claims:
         ops = self.wrapper.ops
         ignore = OnConflict.IGNORE
         lost: set[tuple[str, str]] = set()
-        for batch in _batches(claims):
+        for _, node, batch in self._batches(claims):
             suffix = ops.on_conflict_suffix_sql([], ignore, [], [])
-            self._insert(batch, ops.insert_statement(ignore), suffix)
+            self._insert(node, batch, ops.insert_statement(ignore), suffix)
             owners = {
                 claim: (shard, row_key, gid)
                 for claim, shard, row_key, gid in self.engine.fetch(
-                    self.wrapper,
+                    node,
                     "SELECT claim, shard, row_key, gid FROM dbfleet_unique "
                     f"WHERE claim IN ({_marks(batch)})",
                     [claim.claim for claim in batch],
@@ -312,7 +336,9 @@ class Claims:
         self.release([c for c in claims if (c.shard, c.row_key) in lost])
         return frozenset(lost)
 
-    def _insert(self, batch: Sequence[Claim], verb: str, suffix: str) -> None:
+    def _insert(
+        self, node: Any, batch: Sequence[Claim], verb: str, suffix: str
+    ) -> None:
         gid_of = self.wrapper.transaction.gid_of
         rows: list[str] = []
         params: list[str] = []
@@ -324,7 +350,7 @@ class Claims:
             params += [name for name in names if not _is_bare(name)]
             rows.append(f"({digests}, {', '.join(texts)})")
         self.engine.run(
-            self.wrapper,
+            node,
             f"{verb} dbfleet_unique ({', '.join(_COLUMNS)}) VALUES "
             f"{', '.join(rows)} {suffix}",
             params or None,
@@ -332,12 +358,12 @@ class Claims:
 
     def release(self, claims: Collection[Claim]) -> None:
         """Let go of claims, except those that another row holds."""
-        for batch in _batches(claims):
+        for _, node, batch in self._batches(claims):
             # By primary key: a scan would wait for claims that are not concerned. A
             # row of another shard may have the same row key.
             one = "(claim = %s AND row_key = %s AND shard = %s)"
             self.engine.run(
-                self.wrapper,
+                node,
                 f"DELETE FROM dbfleet_unique WHERE claim IN ({_marks(batch)}) "
                 f"AND ({' OR '.join([one] * len(batch))})",
                 [
@@ -349,33 +375,33 @@ class Claims:
     def _leave(self, claims: Collection[Claim]) -> None:
         """Note where values of lookups were.
 
-        Home's commit lets go of a claim before COMMIT PREPARED changes its row, and
-        a replica may show the row even later: readers go on to ask that shard.
+        A keeper's commit lets go of a claim before COMMIT PREPARED changes its row,
+        and a replica may show the row even later: readers go on to ask that shard.
         """
         left = [claim for claim in claims if claim.rule in self._looked_up]
         ops, ignore = self.wrapper.ops, OnConflict.IGNORE
         suffix = ops.on_conflict_suffix_sql([], ignore, [], [])
         gid_of = self.wrapper.transaction.gid_of
         one = "(%s, %s, %s, CURRENT_TIMESTAMP)"
-        for batch in _batches(left):
+        for _, node, batch in self._batches(left):
             self.engine.run(
-                self.wrapper,
+                node,
                 f"{ops.insert_statement(ignore)} dbfleet_left "
                 "(claim, shard, gid, left_at) VALUES "
                 f"{', '.join([one] * len(batch))} {suffix}",
                 [v for c in batch for v in (c.claim, c.shard, gid_of(c.shard))],
             ).close()
             if next(_leavings) % LEFT_BETWEEN_PRUNING == 0:
-                self._prune()
+                self._prune(node)
 
-    def _prune(self) -> None:
+    def _prune(self, node: Any) -> None:
         """Forget some of what was left long ago.
 
         Found by a read, so that no lock is waited for but those of the rows found.
         """
         old = datetime.datetime.now(datetime.UTC) - LEFT_KEPT
         found = self.engine.fetch(
-            self.wrapper,
+            node,
             "SELECT claim, shard, gid FROM dbfleet_left WHERE left_at < %s "
             f"LIMIT {2 * LEFT_BETWEEN_PRUNING}",
             [old.strftime("%Y-%m-%d %H:%M:%S")],
@@ -384,7 +410,7 @@ class Claims:
         for start in range(0, len(found), BATCH):
             batch = sorted(found)[start : start + BATCH]
             self.engine.run(
-                self.wrapper,
+                node,
                 f"DELETE FROM dbfleet_left WHERE {' OR '.join([one] * len(batch))}",
                 [value for row in batch for value in row],
             ).close()
@@ -400,13 +426,6 @@ class Claims:
             f"{self.table.label} (UNIQUE constraint failed: {self.table.name}; "
             f"enforced over all shards){hint}"
         )
-
-
-def _batches(claims: Collection[Claim]) -> Iterable[list[Claim]]:
-    """In one order everywhere, so that two writers do not wait for each other."""
-    ordered = sorted(claims, key=lambda claim: claim.claim)
-    for start in range(0, len(ordered), BATCH):
-        yield ordered[start : start + BATCH]
 
 
 def _marks(values: Collection[Any]) -> str:

@@ -327,7 +327,7 @@ class Inserter(Writer):
         before: Sequence[Claim],
         after: Sequence[Claim],
     ) -> None:
-        """Home's part, after every shard's."""
+        """The keepers' part, after every shard's."""
         claims = self.claims()
         if query.on_conflict != OnConflict.IGNORE:
             claims.change(before, after)
@@ -336,7 +336,6 @@ class Inserter(Writer):
         found = [c for c in after if (c.shard, c.row_key) not in known]
         if not found:
             return
-        self.routing.touch_home()
         lost = claims.hold_free(found)
         for shard in sorted({shard for shard, _ in lost}):
             keys = {row_key for there, row_key in lost if there == shard}

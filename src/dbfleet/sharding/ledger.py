@@ -5,12 +5,14 @@ of ours and no entry in INSTALLED_APPS. Rows: one for each range of slots, one f
 each key of a directory, one for each table with leased ids, one for each worker
 number of time-ordered ids (1024 at most), one for each unique value that no shard can
 check alone, one for each lookup and for each of its values that a row gave up lately.
+Shards that keep claims have the same tables.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from django.db.utils import Error
@@ -18,6 +20,7 @@ from django.db.utils import Error
 from dbfleet.errors import ConfigurationError, NodeMismatch
 from dbfleet.executor import leaders
 from dbfleet.planner.ranges import Span
+from dbfleet.sharding import keepers as keepers_room
 from dbfleet.sharding import keys
 from dbfleet.topology import maps
 
@@ -44,6 +47,8 @@ _TABLES = (
     "claim varchar(64) NOT NULL, shard varchar(63) NOT NULL, "
     "gid varchar(64) NOT NULL, left_at timestamp NOT NULL, "
     "PRIMARY KEY (claim, shard, gid))",
+    "CREATE TABLE IF NOT EXISTS dbfleet_keeper ("
+    "number integer NOT NULL PRIMARY KEY, clusters varchar(4000) NOT NULL)",
     "CREATE TABLE IF NOT EXISTS dbfleet_lookup ("
     "table_name varchar(190) NOT NULL, constraint_name varchar(190) NOT NULL, "
     "state varchar(63) NOT NULL, progress varchar(4000) NOT NULL, "
@@ -58,8 +63,9 @@ _TABLES = (
 
 
 @contextlib.contextmanager
-def control(wrapper: Any) -> Iterator[Any]:
-    """A connection to home outside the caller's transaction, closed at the end.
+def control(wrapper: Any, cluster: str = "home") -> Iterator[Any]:
+    """A connection to home, or a shard's primary, outside the caller's transaction,
+    closed at the end.
 
     SQLite has one writer at a time, so there the caller's own connection serves.
     """
@@ -67,8 +73,8 @@ def control(wrapper: Any) -> Iterator[Any]:
         wrapper.ensure_connection()
         yield wrapper
         return
-    node = wrapper.nodes.extra("control")
-    node.leader = leaders.leader_of(wrapper.nodes.keys["home"])
+    node = wrapper.nodes.extra("control", cluster)
+    node.leader = leaders.leader_of(wrapper.nodes.keys[cluster])
     try:
         node.ensure_connection()
         yield node
@@ -183,6 +189,8 @@ class AnyMap(Protocol):
 
 #: (alias, home's database) -> map; another database is another fleet
 _maps: dict[tuple[str, str], AnyMap] = {}
+#: the same -> the clusters that keep claims
+_keepers: dict[tuple[str, str], keepers_room.Keepers] = {}
 
 
 def known_epoch(wrapper: Any) -> int | None:
@@ -201,9 +209,25 @@ def shard_map(wrapper: Any) -> AnyMap:
     if found is None:
         with control(wrapper) as node:
             found = _load(wrapper, node)
+            create = partial(_create_on, wrapper)
+            _keepers[key] = keepers_room.load(wrapper, node, create)
         if wrapper.engine.gathers_at_home or not wrapper.in_atomic_block:
             _maps[key] = found
     return found
+
+
+def keepers(wrapper: Any) -> keepers_room.Keepers:
+    """The clusters that keep the alias's claims; read with the shard map."""
+    if not wrapper.topology.is_sharded:
+        return ("home",)
+    shard_map(wrapper)
+    return _keepers[wrapper.alias, str(wrapper.settings_dict["NAME"])]
+
+
+def _create_on(wrapper: Any, shards: Sequence[str]) -> None:
+    for shard in shards:
+        with control(wrapper, shard) as node:
+            create_tables(wrapper.engine, node)
 
 
 def slot_counts(engine: Any, home: Any) -> dict[str, int] | None:
@@ -223,8 +247,9 @@ def slot_counts(engine: Any, home: Any) -> dict[str, int] | None:
 
 def forget_alias(alias: str) -> None:
     """Read the maps of an alias again when they are next needed."""
-    for key in [key for key in _maps if key[0] == alias]:
-        del _maps[key]
+    for known in (_maps, _keepers):
+        for key in [key for key in known if key[0] == alias]:
+            del known[key]
 
 
 _READ = "SELECT slot_from, slot_to, shard, epoch FROM dbfleet_shard ORDER BY slot_from"

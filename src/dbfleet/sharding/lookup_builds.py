@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbfleet.errors import ConfigurationError
-from dbfleet.sharding import lookups
+from dbfleet.planner.route import HOME
+from dbfleet.sharding import ledger, lookups
 from dbfleet.sharding.claims import Claim, Claims, Rule
+from dbfleet.sharding.keepers import by_keeper, keeper_of
 from dbfleet.sharding.writer import Writer
 
 #: rows in one batch
@@ -59,7 +61,8 @@ class LookupBuild(Writer):
 
     def state(self) -> tuple[str, str]:
         """What home says of the lookup: its state, and how far a build came."""
-        rows = self._home(
+        rows = self._ask(
+            HOME,
             "SELECT state, progress FROM dbfleet_lookup "
             "WHERE table_name = %s AND constraint_name = %s",
             *self._names,
@@ -164,15 +167,17 @@ class LookupBuild(Writer):
         return [c for c in claims if held.get(c.claim) != (c.row_key, c.shard)]
 
     def _holders(self, claims: Sequence[str]) -> dict[str, tuple[str, str]]:
-        if not claims:
-            return {}
-        marks = ", ".join(["%s"] * len(claims))
-        rows = self._home(
-            "SELECT claim, row_key, shard FROM dbfleet_unique "
-            f"WHERE claim IN ({marks})",
-            *claims,
-        )
-        return {claim: (row_key, shard) for claim, row_key, shard in rows}
+        held: dict[str, tuple[str, str]] = {}
+        for keeper, some in by_keeper(claims, str, self._keepers):
+            marks = ", ".join(["%s"] * len(some))
+            rows = self._ask(
+                keeper,
+                "SELECT claim, row_key, shard FROM dbfleet_unique "
+                f"WHERE claim IN ({marks})",
+                *some,
+            )
+            held |= {claim: (row_key, shard) for claim, row_key, shard in rows}
+        return held
 
     def _settle(
         self, shard: str, keys: Sequence[Any], counts: Counts, *, repairs: bool
@@ -181,7 +186,6 @@ class LookupBuild(Writer):
 
         What is missing is taken as their writers would."""
         with self.transaction.statement():
-            self.routing.touch_home()
             missing = self._missing(self._claims_of(shard, keys, locks=True))
             counts.missing += len(missing)
             if missing and repairs:
@@ -193,20 +197,30 @@ class LookupBuild(Writer):
     # -- claims without rows -------------------------------------------------------
 
     def _compare_claims(self, counts: Counts, *, repairs: bool) -> None:
-        after = ""
-        while True:
-            rows = self._home(
-                "SELECT claim, row_key, shard, gid FROM dbfleet_unique WHERE "
-                "table_name = %s AND constraint_name = %s AND claim > %s "
-                f"ORDER BY claim LIMIT {COMPARED}",
-                *self._names,
-                after,
-            )
-            if rows:
-                after = rows[-1][0]
-                self._compare({row[0]: tuple(row[1:]) for row in rows}, counts, repairs)
-            if len(rows) < COMPARED:
-                return
+        held: dict[str, tuple[str, ...]] = {}
+        for rows in self._held():
+            held |= {row[0]: tuple(row[1:]) for row in rows}
+            if len(held) >= COMPARED:
+                self._compare(held, counts, repairs)
+                held = {}
+        if held:
+            self._compare(held, counts, repairs)
+
+    def _held(self) -> Iterator[list[Any]]:
+        """All claims, keeper by keeper."""
+        for keeper in self._keepers:
+            after, is_more = "", True
+            while is_more:
+                rows = self._ask(
+                    keeper,
+                    "SELECT claim, row_key, shard, gid FROM dbfleet_unique WHERE "
+                    "table_name = %s AND constraint_name = %s AND claim > %s "
+                    f"ORDER BY claim LIMIT {COMPARED}",
+                    *self._names,
+                    after,
+                )
+                yield rows
+                after, is_more = rows[-1][0] if rows else "", len(rows) == COMPARED
 
     def _compare(
         self, held: dict[str, tuple[str, ...]], counts: Counts, repairs: bool
@@ -227,6 +241,7 @@ class LookupBuild(Writer):
             if repairs:
                 where = "claim = %s AND row_key = %s AND shard = %s AND gid = %s"
                 gone = self._run(
+                    keeper_of(name, self._keepers),
                     f"DELETE FROM dbfleet_unique WHERE {where}",
                     [name, row_key, shard, gid],
                 )
@@ -291,32 +306,52 @@ class LookupBuild(Writer):
                     "it as its error said, then build again",
                 )
 
-    # -- home ----------------------------------------------------------------------
+    # -- home and keepers ----------------------------------------------------------
 
     @property
     def _names(self) -> tuple[str, str]:
         return self.table.name, self.rule.name
 
-    def _home(self, sql: str, *params: Any) -> list[Any]:
-        return list(self.engine.fetch(self.wrapper, sql, list(params)))
+    @property
+    def _keepers(self) -> tuple[str, ...]:
+        return ledger.keepers(self.wrapper)
 
-    def _run(self, sql: str, params: Sequence[Any]) -> int:
-        cursor = self.engine.run(self.wrapper, sql, params)
+    def _ask(self, keeper: str, sql: str, *params: Any) -> list[Any]:
+        node = self.routing.keeper(keeper, is_write=False)
+        return list(self.engine.fetch(node, sql, list(params)))
+
+    def _run(self, keeper: str, sql: str, params: Sequence[Any]) -> int:
+        node = self.routing.keeper(keeper, is_write=True)
+        cursor = self.engine.run(node, sql, params)
         try:
             return int(cursor.rowcount)
         finally:
             cursor.close()
 
     def _save(self, state: str, progress: dict[str, Any]) -> None:
-        save(self.wrapper, self._names, state, json.dumps(progress))
+        if state == BUILDING and progress:  # it was closed before
+            note(self.routing, HOME, self._names, state, json.dumps(progress))
+        else:
+            save(self.routing, self._names, state)
 
 
 def save(
-    wrapper: Any, names: tuple[str, str], state: str, progress: str = "{}"
+    routing: Any, names: tuple[str, str], state: str, progress: str = "{}"
 ) -> None:
-    """Write the state of a lookup; two round trips to home."""
-    set_state = wrapper.engine.run(
-        wrapper,
+    """Write the state of a lookup, in home and on every keeper at once; two round trips
+    for each."""
+    with routing.wrapper.transaction.statement():
+        for keeper in dict.fromkeys((HOME, *ledger.keepers(routing.wrapper))):
+            note(routing, keeper, names, state, progress)
+
+
+def note(
+    routing: Any, keeper: str, names: tuple[str, str], state: str, progress: str
+) -> None:
+    """Write the state of a lookup on one keeper; two round trips."""
+    engine, node = routing.wrapper.engine, routing.keeper(keeper, is_write=True)
+    set_state = engine.run(
+        node,
         "UPDATE dbfleet_lookup SET state = %s, progress = %s "
         "WHERE table_name = %s AND constraint_name = %s",
         [state, progress, *names],
@@ -324,8 +359,8 @@ def save(
     is_there = set_state.rowcount
     set_state.close()
     if not is_there:
-        wrapper.engine.run(
-            wrapper,
+        engine.run(
+            node,
             "INSERT INTO dbfleet_lookup (state, progress, table_name, constraint_name) "
             "VALUES (%s, %s, %s, %s)",
             [state, progress, *names],

@@ -1,7 +1,7 @@
-"""Asking home which shards may have a row with some value of a lookup.
+"""Asking the keepers of claims which shards may have a row with some value of a lookup.
 
 Invariant: a shard that is left out shows no row with the value, on any of its servers.
-Home's primary is asked, never a replica, and before the shards are. It names
+A keeper's primary is asked, never a replica, and before the shards are. It names
 
 - the shard of the row that claims the value, taken in the row's own transaction and
   seen here before COMMIT PREPARED lets anybody see the row;
@@ -9,7 +9,7 @@ Home's primary is asked, never a replica, and before the shards are. It names
   may not be carried out there yet, and replicas may be older.
 
 No answer, and so every shard, where that is not certain: the lookup was not built,
-or a transaction's own snapshots may be older than what home shows.
+or a transaction's own snapshots may be older than what its keeper shows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from dbfleet.errors import NodeUnavailable
 from dbfleet.planner.lookups import Answers, Ask
 from dbfleet.planner.route import HOME, Route
 from dbfleet.planner.uses import Facts
+from dbfleet.sharding import ledger
 from dbfleet.sharding.claims import Rule, counted, digest
+from dbfleet.sharding.keepers import Keepers, keeper_of
 
 #: every row has its claim
 READY = "ready"
@@ -35,9 +37,9 @@ _TEXTS = {
     "unbuilt": "the lookup of {} was not used: manage.py fleet lookups --build",
     "isolated": (
         "no lookup was used: this transaction may read snapshots that are older than "
-        "home's claims"
+        "the claims"
     ),
-    "away": "no lookup was used: home cannot be asked",
+    "away": "no lookup was used: {} cannot be asked",
 }
 
 #: (alias, home's database, table, constraint) -> when to ask again
@@ -50,7 +52,7 @@ def forget() -> None:
 
 
 class LookupReader:
-    """Prunes the statements of one alias wrapper by what home answers."""
+    """Prunes the statements of one alias wrapper by what keepers answer."""
 
     def __init__(self, routing: Any) -> None:
         self.routing = routing
@@ -60,7 +62,9 @@ class LookupReader:
     ) -> Route:
         """The route with the answers to its ``asks``.
 
-        One round trip to home's primary; none where it is known to be of no use.
+        One round trip to home's primary; none where it is known to be of no use. Where
+        shards keep claims, one to the shard of each value, and one more for values that
+        only a server can spell.
         """
         answers, why = self._ask(route.asks)
         if answers:
@@ -83,12 +87,14 @@ class LookupReader:
                 questions.append(question)
         if not questions:
             return {}, why
+        keepers = ledger.keepers(self.routing.wrapper)
         try:
-            rows = self._fetch(questions)
+            rows = self._fetch(questions, keepers)
         except NodeUnavailable:
             if self.routing.wrapper.transaction.is_open:
                 raise
-            return {}, [_TEXTS["away"]]
+            who = "home" if keepers == (HOME,) else "a shard that keeps its claims"
+            return {}, [_TEXTS["away"].format(who)]
         return self._answers(questions, rows, why)
 
     def _shows_commits(self) -> bool:
@@ -119,29 +125,61 @@ class LookupReader:
             sent[value] = str(stored) if isinstance(stored, str) else stored
         return _Question(ask, rule, sent)
 
-    def _fetch(self, questions: Sequence[_Question]) -> list[tuple[int, str]]:
+    def _fetch(
+        self, questions: Sequence[_Question], keepers: Keepers
+    ) -> list[tuple[int, str]]:
+        claims = [
+            (number, *self._claim(question, stored))
+            for number, question in enumerate(questions)
+            for stored in question.sent.values()
+        ]
         wrapper = self.routing.wrapper
-        parts: list[str] = []
-        params: list[Any] = []
-        if wrapper.transaction.is_open and wrapper.engine.isolation_sql:
-            parts.append(f"SELECT {_ISOLATION} AS n, {wrapper.engine.isolation_sql}")
-        at = 0
-        for number, question in enumerate(questions):
-            parts.append(
-                f"SELECT {-1 - number} AS n, state FROM dbfleet_lookup "
-                "WHERE table_name = %s AND constraint_name = %s"
+        has_level = wrapper.transaction.is_open and wrapper.engine.isolation_sql
+        level = f"SELECT {_ISOLATION} AS n, {wrapper.engine.isolation_sql}"
+        if keepers == (HOME,):
+            asked = {HOME: _Asked([level] if has_level else [])}
+        else:
+            # A statement's own transaction has no snapshot before it reads a shard.
+            is_new = (
+                wrapper.transaction.is_internal and not wrapper.transaction.enlisted
             )
-            params += [question.ask.table.name, question.rule.name]
-            for stored in question.sent.values():
-                sql, values = self._claim(question, stored)
-                for table in ("dbfleet_unique", "dbfleet_left"):
-                    parts.append(
-                        f"SELECT {at} AS n, shard FROM {table} WHERE claim = {sql}"
-                    )
-                    params += values
-                at += 1
-        node = self.routing.node(HOME, is_write=False)
-        return list(wrapper.engine.fetch(node, " UNION ALL ".join(parts), params))
+            has_level = has_level and not is_new
+            asked = {HOME: _Asked([level])} if has_level else {}
+            claims = self._spelled(claims, keepers)
+        for at, (number, sql, values) in enumerate(claims):
+            keeper = HOME if keepers == (HOME,) else keeper_of(values[0], keepers)
+            one = asked.setdefault(keeper, _Asked([]))
+            one.add_state(number, questions[number])
+            for table in ("dbfleet_unique", "dbfleet_left"):
+                one.add(f"SELECT {at} AS n, shard FROM {table} WHERE claim = {sql}")
+                one.params += values
+        rows: list[tuple[int, str]] = []
+        for keeper in (HOME, *self.routing.topology.shards):
+            if keeper in asked:
+                node = self.routing.keeper(keeper, is_write=False)
+                one = asked[keeper]
+                rows += wrapper.engine.fetch(node, one.sql, one.params)
+        return rows
+
+    def _spelled(self, claims: Sequence[_Claimed], keepers: Keepers) -> list[_Claimed]:
+        """The same claims, their digests known: one round trip where Python does not
+        know some, to a keeper that other values have others of."""
+        parts = [
+            (f"SELECT {at} AS n, {sql} AS claim", values)
+            for at, (_, sql, values) in enumerate(claims)
+            if sql != "%s"
+        ]
+        known: dict[int, str] = {}
+        if parts:
+            params = [value for _, values in parts for value in values]
+            one = keeper_of(digest(*map(str, params)), keepers)
+            node = self.routing.keeper(one, is_write=False)
+            text = " UNION ALL ".join(sql for sql, _ in parts)
+            known = dict(self.routing.wrapper.engine.fetch(node, text, params))
+        return [
+            (number, "%s", [known[at]] if at in known else values)
+            for at, (number, _, values) in enumerate(claims)
+        ]
 
     def _claim(self, question: _Question, stored: Any) -> tuple[str, list[Any]]:
         """SQL of the claim of a value, which the server spells if Python cannot."""
@@ -192,6 +230,35 @@ class LookupReader:
 
 #: what numbers the row that tells a transaction's isolation
 _ISOLATION = -1_000_000
+
+#: (number of its question, SQL of its digest, the SQL's parameters)
+_Claimed = tuple[int, str, list[Any]]
+
+
+class _Asked:
+    """What one keeper is asked in one statement."""
+
+    def __init__(self, parts: list[str]) -> None:
+        self._parts, self._numbers = parts, set[int]()
+        self.params: list[Any] = []
+
+    @property
+    def sql(self) -> str:
+        return " UNION ALL ".join(self._parts)
+
+    def add(self, sql: str) -> None:
+        self._parts.append(sql)
+
+    def add_state(self, number: int, question: _Question) -> None:
+        """The state of a lookup, once; empty where the keeper knows none."""
+        if number in self._numbers:
+            return
+        self._numbers.add(number)
+        self.add(
+            f"SELECT {-1 - number} AS n, COALESCE((SELECT state FROM dbfleet_lookup "
+            "WHERE table_name = %s AND constraint_name = %s), '') AS state"
+        )
+        self.params += [question.ask.table.name, question.rule.name]
 
 
 class _Question:

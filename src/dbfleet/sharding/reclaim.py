@@ -13,6 +13,8 @@ from typing import Any
 
 from django.db.utils import Error, IntegrityError
 
+from dbfleet.planner.route import HOME
+from dbfleet.sharding import ledger
 from dbfleet.sharding.claims import Claim, Claims, Rule
 from dbfleet.sharding.lookup_builds import LookupBuild, builds, save
 from dbfleet.sharding.lookups import READY, forget
@@ -115,7 +117,6 @@ class Reclaim:
             and self.connection.in_atomic_block
         )
         with self.connection.transaction.statement():
-            self.routing.touch_home()
             for name in sorted(self._dropped):
                 self._forget(name)
             for change in changed.values():
@@ -129,9 +130,13 @@ class Reclaim:
                     self._open(opts)
 
     def _forget(self, name: str) -> None:
-        for table in ("dbfleet_unique", "dbfleet_lookup"):
-            sql = f"DELETE FROM {table} WHERE table_name = %s"
-            self.connection.engine.run(self.connection, sql, [name]).close()
+        known = ledger.keepers(self.connection)
+        for keeper in dict.fromkeys((HOME, *known)):
+            node = self.routing.keeper(keeper, is_write=True)
+            tables = ["dbfleet_unique"] if keeper in known else []
+            for table in (*tables, "dbfleet_lookup"):
+                sql = f"DELETE FROM {table} WHERE table_name = %s"
+                self.connection.engine.run(node, sql, [name]).close()
 
     def _lookups_of(self, opts: Any) -> list[LookupBuild]:
         return builds(self.routing, self.routing.table_of(opts))
@@ -139,7 +144,7 @@ class Reclaim:
     def _open(self, opts: Any) -> None:
         """Let reads use the lookups of a table whose every row has its claims."""
         for one in self._lookups_of(opts):
-            save(self.connection, (one.table.name, one.rule.name), READY)
+            save(self.routing, (one.table.name, one.rule.name), READY)
         forget()
 
     def _hold(self, change: Change) -> None:

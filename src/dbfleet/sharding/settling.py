@@ -1,6 +1,6 @@
-"""Waiting for commits that home has decided and a shard has not carried out yet.
+"""Waiting for commits that are decided and that a shard has not carried out yet.
 
-In a two-phase commit a claim can be seen in home a moment before its row can be seen
+In a two-phase commit a claim can be seen a moment before its row can be seen
 on its shard. One database shows both at once, and callers rely on it: after the
 IntegrityError of its INSERT, ``get_or_create`` reads the row that was in the way.
 """
@@ -22,19 +22,19 @@ _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.02
 
 
-def holders(wrapper: Any, claims: Sequence[str]) -> list[tuple[str, str]]:
-    """(shard, prepared id) of the committed rows that hold some of ``claims``.
+def holders(wrapper: Any, keeper: str, claims: Sequence[str]) -> list[tuple[str, str]]:
+    """(shard, prepared id) of the committed rows that hold some of a keeper's claims.
 
     One round trip on a connection of its own: the caller's transaction has failed, or
     reads an older snapshot. Empty where there can be nothing to wait for, and where
-    home gives no such connection: the caller has an error to report already.
+    the keeper gives no such connection: the caller has an error to report already.
     """
     if not wrapper.engine.can_prepare:
         return []
     marks = ", ".join(["%s"] * len(claims))
     sql = f"SELECT DISTINCT shard, gid FROM dbfleet_unique WHERE claim IN ({marks})"
-    with contextlib.suppress(Error), control(wrapper) as home:
-        return list(wrapper.engine.fetch(home, sql, claims))
+    with contextlib.suppress(Error), control(wrapper, keeper) as node:
+        return list(wrapper.engine.fetch(node, sql, claims))
     return []
 
 

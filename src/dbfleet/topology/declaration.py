@@ -20,7 +20,12 @@ from dbfleet.topology.loading import find_mistakes, is_fleet
 from dbfleet.topology.maps import ShardMap
 from dbfleet.topology.mistakes import Mistakes, unknown_name
 from dbfleet.topology.nodes import BACKEND, read_node
-from dbfleet.topology.snapshot import DEFAULT_SLOTS, CommitMode, GatherLimits
+from dbfleet.topology.snapshot import (
+    DEFAULT_SLOTS,
+    ClaimsPlace,
+    CommitMode,
+    GatherLimits,
+)
 from dbfleet.topology.values import FrozenDict, freeze, masked, thaw
 
 #: A URL, a Django dict, or a callable that returns a URL when a connection opens.
@@ -132,10 +137,11 @@ class Sharded(_Declared):
     ``home`` holds what is not spread. Rows are placed by hash slots, ``slots`` of them,
     or as ``map`` says; both are fixed once rows exist. With ``engine="citus"`` there
     are no ``shards``: ``home`` is the coordinator, which spreads rows itself, and
-    ``slots``, ``map`` and ``commit`` have no meaning.
+    ``slots``, ``map``, ``commit`` and ``claims`` have no meaning.
     ``gather`` sets limits, e.g. ``{"MAX_ROWS": 10_000}``. ``commit`` says what a
     transaction over several nodes does where a server cannot prepare:
-    ``"two_phase"`` refuses, ``"best_effort"`` commits one after another.
+    ``"two_phase"`` refuses, ``"best_effort"`` commits one after another. ``claims``
+    says where unique values are claimed, and lookups ask: ``"home"`` or ``"shards"``.
     Capital keywords are Django's own keys, for all nodes.
     """
 
@@ -146,6 +152,7 @@ class Sharded(_Declared):
     policy: PolicyGiven = None
     gather: Any = _NOTHING
     commit: CommitMode = "two_phase"
+    claims: ClaimsPlace = "home"
     read_only: bool = False
     consistency: str | Level | None = None
     engine: str | None = None
@@ -162,6 +169,7 @@ class Sharded(_Declared):
         policy: PolicyGiven = None,
         gather: Mapping[str, int] | GatherLimits | None = None,
         commit: CommitMode = "two_phase",
+        claims: ClaimsPlace = "home",
         read_only: bool = False,
         consistency: str | Level | None = None,
         **django: Unpack[DjangoKeys],
@@ -175,6 +183,7 @@ class Sharded(_Declared):
             policy=policy,
             gather=_limits(gather),
             commit=commit,
+            claims=claims,
             read_only=read_only,
             consistency=consistency,
             django=freeze(django),
@@ -217,6 +226,7 @@ _SHARDED_OPTIONS = (
     "policy",
     "gather",
     "commit",
+    "claims",
     "read_only",
     "consistency",
 )

@@ -250,6 +250,7 @@ class _Reading:
             gather=options.gather,
             gather_own=options.gather_own,
             commit=options.commit,
+            claims=options.claims,
             policy=options.policy,
             consistency=options.consistency,
             distributed_by=options.distributed_by,

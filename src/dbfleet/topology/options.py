@@ -15,10 +15,12 @@ from dbfleet.policies import Policy, read_policy
 from dbfleet.topology.maps import ShardMap, read_map
 from dbfleet.topology.mistakes import Mistakes, unknown_name
 from dbfleet.topology.snapshot import (
+    CLAIMS_PLACES,
     COMMIT_MODES,
     DEFAULT_LIMITS,
     DEFAULT_SLOTS,
     DISTRIBUTED_ENGINES,
+    ClaimsPlace,
     CommitMode,
     FanoutLimits,
     GatherLimits,
@@ -26,9 +28,18 @@ from dbfleet.topology.snapshot import (
 
 #: Options of an alias as a whole, apart from ``POLICY``, which a shard has too.
 OPTION_KEYS = frozenset(
-    ["READ_ONLY", "SLOTS", "MAP", "GATHER", "COMMIT", "CONSISTENCY", "DISTRIBUTED_BY"]
+    [
+        "READ_ONLY",
+        "SLOTS",
+        "MAP",
+        "GATHER",
+        "COMMIT",
+        "CLAIMS",
+        "CONSISTENCY",
+        "DISTRIBUTED_BY",
+    ]
 )
-_OF_SHARDS = ("SLOTS", "MAP", "GATHER", "COMMIT")
+_OF_SHARDS = ("SLOTS", "MAP", "GATHER", "COMMIT", "CLAIMS")
 
 
 class Options(NamedTuple):
@@ -41,6 +52,7 @@ class Options(NamedTuple):
     gather: GatherLimits = DEFAULT_LIMITS
     gather_own: frozenset[str] = frozenset()
     commit: CommitMode = "two_phase"
+    claims: ClaimsPlace = "home"
     consistency: Level | None = None
     distributed_by: str | None = None
 
@@ -75,6 +87,7 @@ def read_options(alias: str, entry: Mapping[str, Any], mistakes: Mistakes) -> Op
         read["commit"] = commit
     else:
         mistakes.add("E004", alias, f"COMMIT {unknown_name(commit, COMMIT_MODES)}")
+    read["claims"] = _read_claims(alias, entry, mistakes)
     try:
         read["policy"] = read_policy(entry.get("POLICY"))
     except ConfigurationError as error:
@@ -88,6 +101,21 @@ def read_options(alias: str, entry: Mapping[str, Any], mistakes: Mistakes) -> Op
     read["gather"] = GatherLimits(**own)
     read["gather_own"] = frozenset(own)
     return Options(**read)
+
+
+def _read_claims(alias: str, entry: Mapping[str, Any], mistakes: Mistakes) -> Any:
+    given = entry.get("CLAIMS", "home")
+    if given not in CLAIMS_PLACES:
+        mistakes.add("E004", alias, f"CLAIMS {unknown_name(given, CLAIMS_PLACES)}")
+        return "home"
+    if given == "shards" and entry.get("COMMIT") == "best_effort":
+        mistakes.add(
+            "E005",
+            alias,
+            "CLAIMS = 'shards' needs COMMIT = 'two_phase': a row and its claims are on "
+            "two shards, which no server keeps together",
+        )
+    return given
 
 
 def _read_map(

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CommitMode = Literal["two_phase", "best_effort"]
 COMMIT_MODES: tuple[CommitMode, ...] = ("two_phase", "best_effort")
 
+ClaimsPlace = Literal["home", "shards"]
+CLAIMS_PLACES: tuple[ClaimsPlace, ...] = ("home", "shards")
+
 DEFAULT_SLOTS = 5040
 
 #: distributed engines that may lay out an alias's tables in place of shards of ours
@@ -93,6 +96,8 @@ class Topology(NamedTuple):
     #: The limits this alias sets itself; ``DBFLEET["GATHER"]`` gives the others.
     gather_own: frozenset[str] = frozenset()
     commit: CommitMode = "two_phase"
+    #: Where claims are kept, and so what lookups ask.
+    claims: ClaimsPlace = "home"
     policy: Policy | None = None
     #: How old answers may be; None leaves it to ``DBFLEET["CONSISTENCY"]``.
     consistency: Level | None = None

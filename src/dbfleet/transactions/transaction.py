@@ -6,7 +6,8 @@ keeps a transaction of ours open, except a prepared one that an error has named.
 
 Protocol (Gray and Lamport, "Consensus on Transaction Commit", presumed abort with
 the decision in one participant's own log): writers other than home prepare, home
-commits the decision row with its own work, the prepared ones commit.
+commits the decision row with its own work, the prepared ones commit. Where shards keep
+claims, one of them decides in the place of a home that wrote nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +57,19 @@ class Participant:
     gid: str
     #: the driver's connection that has the transaction; no other one may go on
     connection: Any
+    #: its name in the settings
+    server: str
+    #: a branch that only writes claims, on a second connection to the node
+    is_keeper: bool = False
     wrote: bool = False
+
+    @property
+    def key(self) -> str:
+        return _key(self.cluster, is_keeper=self.is_keeper)
+
+
+def _key(cluster: str, *, is_keeper: bool) -> str:
+    return f"{cluster}+claims" if is_keeper else cluster
 
 
 class FleetTransaction:
@@ -116,19 +129,22 @@ class FleetTransaction:
 
     # -- enlisting ----------------------------------------------------------------
 
-    def touch(self, cluster: str, node: Any, *, is_write: bool) -> None:
+    def touch(
+        self, cluster: str, node: Any, *, is_write: bool, is_keeper: bool = False
+    ) -> None:
         """Make ``node`` part of the transaction; one round trip the first time."""
         if cluster == HOME:
             self.home_touched = True
             self.home_wrote = self.home_wrote or is_write
             self._begin_home()
             return
-        part = self.enlisted.get(cluster)
+        part = self.enlisted.get(_key(cluster, is_keeper=is_keeper))
         if part is None:
-            gid = self._gid(cluster)
+            gid = self._gid(cluster, is_keeper=is_keeper)
             self.engine.begin(node, gid)
-            part = Participant(cluster, node, gid, node.connection)
-            self.enlisted[cluster] = part
+            server = self.wrapper.nodes.clusters[cluster].primary
+            part = Participant(cluster, node, gid, node.connection, server, is_keeper)
+            self.enlisted[part.key] = part
             for name in self.savepoints:
                 self.engine.savepoint(node, name)
         elif self._has_ended(part):
@@ -139,7 +155,11 @@ class FleetTransaction:
         """Whether something of the transaction is on this cluster's primary."""
         if cluster == HOME:
             return self.wrapper.connection is not None
-        return cluster in self.enlisted
+        return cluster in self.enlisted or self.has_keeper(cluster)
+
+    def has_keeper(self, cluster: str) -> bool:
+        """Whether the transaction wrote claims on this shard; no I/O."""
+        return _key(cluster, is_keeper=True) in self.enlisted
 
     def _has_ended(self, part: Participant) -> bool:
         node = part.node
@@ -148,7 +168,7 @@ class FleetTransaction:
     def _ended(self, part: Participant) -> NodeUnavailable:
         return NodeUnavailable(
             "E204",
-            f"{part.node.alias} of alias {self.wrapper.alias!r} lost its connection "
+            f"{part.server} of alias {self.wrapper.alias!r} lost its connection "
             "inside the transaction, and with it what was done there: the transaction "
             "can only be rolled back, on every node",
         )
@@ -158,11 +178,12 @@ class FleetTransaction:
         part = self.enlisted.get(cluster)
         return "" if part is None else part.gid
 
-    def _gid(self, cluster: str) -> str:
+    def _gid(self, cluster: str, *, is_keeper: bool) -> str:
         if not self._id:
             # With the shard's number at most 64 bytes, the limit of MySQL.
             self._id = f"dbfleet_{uuid.uuid4().hex[:20]}"
-        return f"{self._id}_{list(self.wrapper.topology.shards).index(cluster)}"
+        number = list(self.wrapper.topology.shards).index(cluster)
+        return f"{self._id}_{'c' if is_keeper else ''}{number}"
 
     def _begin_home(self) -> None:
         if self.is_internal and not self._home_begun:
@@ -184,7 +205,7 @@ class FleetTransaction:
             )
         for part in list(self.enlisted.values()):
             self.engine.commit(part.node, part.gid)
-            del self.enlisted[part.cluster]
+            del self.enlisted[part.key]
 
     # -- savepoints -----------------------------------------------------------------
 
@@ -329,7 +350,8 @@ class FleetTransaction:
 
     def _saw(self, parts: Iterable[Participant]) -> None:
         for part in parts:
-            self.wrapper.nodes.saw(part.cluster)
+            if not part.is_keeper:  # claims are never read on a replica
+                self.wrapper.nodes.saw(part.cluster)
 
     def _commit_alone(self, commit_home: Callable[[], Any]) -> None:
         try:
@@ -353,9 +375,9 @@ class FleetTransaction:
                 self.engine.commit(part.node, part.gid)
             except Error as error:
                 if self.engine.is_lost(part.node):
-                    raise self._unanswered(part.node.alias, error) from error
+                    raise self._unanswered(part.server, error) from error
                 raise
-            del self.enlisted[part.cluster]
+            del self.enlisted[part.key]
 
     def _commit_in_order(
         self, writers: list[Participant], commit_home: Callable[[], Any]
@@ -387,12 +409,16 @@ class FleetTransaction:
         self, writers: list[Participant], commit_home: Callable[[], Any]
     ) -> None:
         prepared: list[Participant] = []
+        decider = self._decider(writers)
         try:
             for part in writers:
-                self._prepare(part)
-                prepared.append(part)
-                del self.enlisted[part.cluster]
-            self._write_decision(prepared)
+                if part is not decider:
+                    self._prepare(part)
+                    prepared.append(part)
+                    del self.enlisted[part.key]
+            self._write_decision(prepared, decider)
+            if decider is not None:
+                commit_home()  # it only read, and may still refuse
         except BaseException as error:
             # A PREPARE without an answer may have happened.
             unsure = [p for p in writers if p not in prepared and self._has_ended(p)]
@@ -400,48 +426,66 @@ class FleetTransaction:
             raise
         events.emit("commit_prepared", id=self._id, nodes=[p.cluster for p in prepared])
         try:
-            commit_home()
+            if decider is None:
+                commit_home()
+            else:
+                self.engine.commit(decider.node, decider.gid)
+                del self.enlisted[decider.key]
         except Error as error:
-            if self.engine.is_lost(self.wrapper):
-                raise self._undecided(prepared, error) from error
+            if self.engine.is_lost(decider.node if decider else self.wrapper):
+                raise self._undecided(prepared, decider, error) from error
             self._undo(prepared, [], error)
             raise
         self._finish_prepared(prepared)
+
+    def _decider(self, writers: list[Participant]) -> Participant | None:
+        """Who commits the decision with its own work; None: home.
+
+        Claims have to be seen before rows are, so a branch of claims can be first as
+        well as home. Home has no part in what it did not write.
+        """
+        if self.home_wrote:
+            return None
+        return next((part for part in writers if part.is_keeper), None)
 
     def _prepare(self, part: Participant) -> None:
         try:
             self.engine.prepare(part.node, part.gid)
         except TwoPhaseUnavailable:
-            self.enlisted.pop(part.cluster, None)
+            self.enlisted.pop(part.key, None)
             raise
         except Error as error:
             if "prepared transactions are disabled" not in str(error):
                 raise
             raise TwoPhaseUnavailable(
                 "E601",
-                f"{part.node.alias} cannot prepare transactions, so writes to "
+                f"{part.server} cannot prepare transactions, so writes to "
                 f"several nodes of alias {self.wrapper.alias!r} cannot be made atomic; "
                 "all was rolled back. Set max_prepared_transactions on the server, or "
                 'COMMIT = "best_effort" for the alias to accept partial commits',
             ) from error
 
-    def _write_decision(self, prepared: list[Participant]) -> None:
-        self._begin_home()
-        names = " ".join(part.cluster for part in prepared)
+    def _write_decision(
+        self, prepared: list[Participant], decider: Participant | None
+    ) -> None:
+        if decider is None:
+            self._begin_home()
+        node = self.wrapper if decider is None else decider.node
+        names = " ".join(part.key for part in prepared)
         self.engine.run(
-            self.wrapper,
+            node,
             "INSERT INTO dbfleet_decision (gid, participants, decided_at) "
             "VALUES (%s, %s, CURRENT_TIMESTAMP)",
             [self._id, names],
         ).close()
         if next(_decisions) % DECISIONS_BETWEEN_PRUNING == 0:
-            self._prune_decisions()
+            self._prune_decisions(node)
 
-    def _prune_decisions(self) -> None:
+    def _prune_decisions(self, node: Any) -> None:
         """Forget decisions that nothing prepared can still be waiting for."""
         old = datetime.datetime.now(datetime.UTC) - DECISIONS_KEPT
         self.engine.run(
-            self.wrapper,
+            node,
             "DELETE FROM dbfleet_decision WHERE decided_at < %s",
             [old.strftime("%Y-%m-%d %H:%M:%S")],
         ).close()
@@ -470,26 +514,33 @@ class FleetTransaction:
             ) from error
 
     def _finish_prepared(self, prepared: list[Participant]) -> None:
-        pending = []
-        for part in prepared:
+        pending: list[Participant] = []
+        for part in sorted(prepared, key=lambda part: not part.is_keeper):
             try:
-                self.engine.commit_prepared(part.node, part.gid)
+                # No row is shown before its claims are, which lookups rely on.
+                if part.is_keeper or not any(left.is_keeper for left in pending):
+                    self.engine.commit_prepared(part.node, part.gid)
+                else:
+                    pending.append(part)
             except Error:
                 pending.append(part)
         if pending:
             raise CommitPending(
                 "E603",
                 f"transaction {self._id} of {self.wrapper.alias!r} is committed, but "
-                "these nodes did not answer and still hold it prepared: "
+                "these nodes still hold it prepared; in this order: "
                 + self._settling(pending, commit=True),
             )
 
-    def _undecided(self, prepared: list[Participant], error: Error) -> CommitUnknown:
+    def _undecided(
+        self, prepared: list[Participant], decider: Participant | None, error: Error
+    ) -> CommitUnknown:
+        who = HOME if decider is None else decider.server
         return CommitUnknown(
             "E602",
-            f"home of {self.wrapper.alias!r} did not answer the commit of "
+            f"{who} of {self.wrapper.alias!r} did not answer the commit of "
             f"{self._id} ({reason_of(error)}). If SELECT 1 FROM dbfleet_decision WHERE "
-            f"gid = '{self._id}' finds a row in home, run "
+            f"gid = '{self._id}' finds a row in {who}, run "
             + self._settling(prepared, commit=True)
             + "; if not, run "
             + self._settling(prepared, commit=False),
@@ -497,8 +548,8 @@ class FleetTransaction:
 
     def _settling(self, parts: list[Participant], *, commit: bool) -> str:
         return "; ".join(
-            f"on {part.node.alias}: {self.engine.settling_sql(part.gid, commit=commit)}"
-            for part in parts
+            f"on {part.server}: {self.engine.settling_sql(part.gid, commit=commit)}"
+            for part in sorted(parts, key=lambda part: not part.is_keeper)
         )
 
     def _unanswered(self, node: str, error: Error) -> CommitUnknown:

@@ -108,7 +108,28 @@ def places(model: Any, column: str = "id") -> dict[Any, tuple[str, ...]]:
 
 def claims() -> int:
     """How many unique values are held."""
-    return int(on_node("home", "SELECT COUNT(*) FROM dbfleet_unique")[0][0])
+    return sum(row[0] for row in on_keepers("SELECT COUNT(*) FROM dbfleet_unique"))
+
+
+def keepers() -> tuple[str, ...]:
+    """The clusters that keep claims."""
+    from django.db import connection
+
+    from dbfleet.sharding import ledger
+
+    return ledger.keepers(connection)
+
+
+def keeper(claim: str) -> str:
+    """The cluster that keeps a claim."""
+    from dbfleet.sharding.keepers import keeper_of
+
+    return keeper_of(claim, keepers())
+
+
+def on_keepers(sql: str, params: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
+    """Ask each of them; all rows."""
+    return [row for one in keepers() for row in on_node(one, sql, params)]
 
 
 def shard_of(model: Any, *key: Any) -> str:
@@ -145,7 +166,7 @@ def empty() -> None:
     for cluster in NODES:
         node = _eye(cluster)
         with node.constraint_checks_disabled(), node.cursor() as cursor:
-            own = ["dbfleet_unique", "dbfleet_left"] if cluster == "home" else []
+            own = ["dbfleet_unique", "dbfleet_left"] if cluster in keepers() else []
             for table in [*tables, *own]:
                 cursor.execute(f"DELETE FROM {table}")
     ids.forget(connection)

@@ -25,6 +25,8 @@ from tests.sharding.scenarios import (
     elsewhere,
     engine,
     in_threads,
+    keeper,
+    on_keepers,
     on_node,
     places,
     refused,
@@ -130,8 +132,7 @@ def check_an_update_that_waits_on_a_shard_holds_nothing_in_home() -> None:
         update.until(_waits(shard))
         same((update.is_done, update._found), (False, None))
         locking = "SELECT constraint_name FROM dbfleet_unique FOR UPDATE NOWAIT"
-        with _in_transaction("home", locking) as found:
-            same(found, [("shop_customer_email",)])
+        same(on_keepers(locking), [("shop_customer_email",)])
         same(update.is_done, False)
     same(update.result(), 1)
 
@@ -167,20 +168,20 @@ def check_a_claim_is_changed_beside_a_locked_one() -> None:
     for mine, other in ((0, 1), (1, 0)):
         before = _held()
         delete = "DELETE FROM dbfleet_unique WHERE claim = %s"
-        with _in_transaction("home", delete, held[other]):
+        with _in_transaction(keeper(held[other]), delete, held[other]):
             change = Started(
                 lambda pk=pks[mine]: Customer.objects.filter(pk=pk).update(
                     email=f"new {pk}"
                 )
             )
-            change.until(_waits("home"))
+            change.until(_waits(keeper(held[other])))
             same(change.is_done, True)
         same(change.result(), 1)
         held[mine] = next(one for one in _held() if one not in before)
 
 
 def _held() -> list[str]:
-    return [row[0] for row in on_node("home", "SELECT claim FROM dbfleet_unique")]
+    return [row[0] for row in on_keepers("SELECT claim FROM dbfleet_unique")]
 
 
 def check_a_write_that_changes_no_claim_is_its_shards_own() -> None:
@@ -348,4 +349,4 @@ def check_a_conflict_does_not_wait_for_ever() -> None:
 
 
 def _gid() -> str:
-    return str(on_node("home", "SELECT gid FROM dbfleet_unique")[0][0])
+    return str(on_keepers("SELECT gid FROM dbfleet_unique")[0][0])
