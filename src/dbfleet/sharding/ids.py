@@ -112,9 +112,12 @@ def uuid_field(opts: Any) -> Any:
 
 def took(wrapper: Any, table: str, column: str, value: int) -> None:
     """An explicit id was stored: later leases stay clear of it where the vendor's
-    own counter would."""
+    own counter would. Home is not asked about ids below those in hand: its counter is
+    above these."""
     with _lock:
         left = _leases.get(_key(wrapper, table))
+        if left and value < left[0]:
+            return
         wrapper.engine.ensure_ids_above(
             wrapper, lambda: control(wrapper), table, column, value
         )
