@@ -14,9 +14,11 @@ SHARDS ?= 3
 APPS ?=
 BOUNDED ?=
 # make differential: SEEDS=1,2,3 or 1-20 are runs of their own, JOBS of them at once;
-# FORCE=gather takes no other rung, FORCE=scatter asks every shard; SHARDS=1,2,3,7 fleets
+# FORCE=gather takes no other rung, FORCE=scatter asks every shard; SOURCE=fdw has home
+# read foreign tables; SHARDS=1,2,3,7 fleets
 COUNT ?= 500
 FORCE ?=
+SOURCE ?=
 SEEDS ?=
 JOBS ?= 1
 # make differential, make faults
@@ -63,9 +65,10 @@ conformance: $(VENV)/.test ## Django's own tests (ALIAS ENGINE SHARDS APPS BOUND
 		$(if $(APPS),--apps $(APPS)) $(if $(BOUNDED),--bounded)
 
 .PHONY: differential
-differential: $(VENV)/.test ## random querysets, one database v fleets (COUNT SEED SEEDS JOBS ENGINE FORCE)
+differential: $(VENV)/.test ## random querysets, one database v fleets (COUNT SEED SEEDS JOBS ENGINE FORCE SOURCE)
 	@$(BIN)/python -m tests.differential --count $(COUNT) --engine $(ENGINE) \
 		$(if $(SEED),--seed $(SEED)) $(if $(FORCE),--force $(FORCE)) \
+		$(if $(SOURCE),--source $(SOURCE)) \
 		$(if $(SEEDS),--seeds $(SEEDS) --jobs $(JOBS)) \
 		$(if $(filter command line,$(origin SHARDS)),--shards $(SHARDS))
 

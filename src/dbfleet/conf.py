@@ -54,7 +54,7 @@ class FleetSettings(NamedTuple):
     max_ejected_share: float = 0.5
     max_fallback_reads: int | None = 32
     probe_after_s: float | None = 0.5
-    gather: Mapping[str, int] = FrozenDict()
+    gather: Mapping[str, Any] = FrozenDict()
     fanout: FanoutLimits = FanoutLimits()
     self_check: float = 0.0
     ids: Mapping[str, str] = FrozenDict()

@@ -79,6 +79,9 @@ CATALOGUE: dict[str, str] = {
     "E503": "a table of a gather is not known",
     "E504": "a page lies too deep",
     "E505": "a shard did not answer in time",
+    "E506": "the foreign tables of a gather cannot be used",
+    "E507": "home cannot read a shard through its foreign tables",
+    "E508": "foreign tables cannot be made",
     # 6xx: transactions
     "E601": "a server cannot prepare transactions",
     "E602": "the outcome of a commit is unknown",
@@ -133,6 +136,10 @@ class PageTooDeep(RouteRefused):
 
 class FanoutTimeout(FleetError, OperationalError):
     """Shards did not answer in time; a read that is part of nothing can be repeated."""
+
+
+class ForeignTablesRefused(FleetError, NotSupportedError):
+    """Foreign tables cannot be made in home; nothing was changed."""
 
 
 class ReadOnlyAlias(RouteRefused):

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     rungs: Counter[str] = Counter()
     whys: Counter[str] = Counter()
     with (
-        serve(given.engine, given.shards) as fleet,
+        serve(given.engine, given.shards, given.source) as fleet,
         counted(rungs, whys),
         forced(given.force, seed),
     ):
@@ -85,6 +85,8 @@ def counted(rungs: Counter[str], whys: Counter[str]) -> Iterator[None]:
                 whys[route.reason.rpartition(", and ")[2]] += 1
         if event.name == "gathered" and event.fields["reduced"]:
             rungs["gathered with less of a table"] += 1
+        if event.name == "gathered" and event.fields["source"] == "fdw":
+            rungs["gathered over foreign tables"] += 1
         if event.name == "rerouted":
             rungs["gathered for a server's types"] += 1
 
@@ -144,6 +146,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         choices=("gather", "scatter"),
         help="gather: take no other rung for rows of several shards; scatter: ask "
         "every shard, also where filters name one (default: as planned)",
+    )
+    parser.add_argument(
+        "--source",
+        choices=("rows", "fdw", "auto"),
+        default="rows",
+        help="where gathers have their rows from: fetched, or foreign tables of home "
+        "(PostgreSQL); auto: as measured",
     )
     parser.add_argument("--round", type=int, help="only this round of a run")
     parser.add_argument(

@@ -68,7 +68,9 @@ def current() -> str:
 
 
 @contextlib.contextmanager
-def serve(engine: str, shard_counts: Sequence[int]) -> Iterator[Fleet]:
+def serve(
+    engine: str, shard_counts: Sequence[int], source: str = "rows"
+) -> Iterator[Fleet]:
     """Start a server, set Django up and make every table."""
     with contextlib.ExitStack() as stack:
         servers = _servers(engine, stack)
@@ -83,9 +85,11 @@ def serve(engine: str, shard_counts: Sequence[int]) -> Iterator[Fleet]:
             declared[alias] = {
                 name: servers.node(n) for name, n in nodes[alias].items()
             }
-        _configure(engine, entries, declared)
+        _configure(engine, entries, declared, source)
         fleet = Fleet(engine, nodes)
         _create_tables(fleet)
+        if source != "rows":
+            _make_foreign_tables(fleet)
         try:
             yield fleet
         finally:
@@ -124,7 +128,10 @@ def _entry(servers: Any, name: str) -> dict[str, Any]:
 
 
 def _configure(
-    engine: str, entries: dict[str, Any], declared: dict[str, dict[str, Any]]
+    engine: str,
+    entries: dict[str, Any],
+    declared: dict[str, dict[str, Any]],
+    source: str,
 ) -> None:
     import django
     from django.conf import settings
@@ -138,7 +145,8 @@ def _configure(
     sharded = databases(**fleets)
     for alias, entry in sharded.items():
         count = len(declared[alias]) - 1
-        entry["GATHER"] = {"INLINE_ROWS": INLINE_ROWS.get(count, 50)}
+        rows = INLINE_ROWS.get(count, 50)
+        entry["GATHER"] = {"INLINE_ROWS": rows, "SOURCE": source}
     settings.configure(
         SECRET_KEY="differential",
         INSTALLED_APPS=[
@@ -166,6 +174,13 @@ def _create_tables(fleet: Fleet) -> None:
                     "migrate", *args, database=alias, run_syncdb=not args, verbosity=0
                 )
     _raise_counters(fleet)
+
+
+def _make_foreign_tables(fleet: Fleet) -> None:
+    from django.core.management import call_command
+
+    for alias in fleet.sharded:
+        call_command("fleet", "gather", "--install", database=alias)
 
 
 def _raise_counters(fleet: Fleet) -> None:

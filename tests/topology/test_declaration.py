@@ -137,7 +137,13 @@ def test_databases_is_the_plain_dict_one_may_write_by_hand() -> None:
             "PRIMARY": {"ENGINE": "django.db.backends.sqlite3", "NAME": "h.db"},
             "SHARDS": {"a": {"NAME": "a.db"}, "b": {"PRIMARY": {"NAME": "b.db"}}},
             "SLOTS": 12,
-            "GATHER": {"MAX_ROWS": 10, "MAX_BYTES": 64 * 2**20, "INLINE_ROWS": 200},
+            "GATHER": {
+                "MAX_ROWS": 10,
+                "MAX_BYTES": 64 * 2**20,
+                "INLINE_ROWS": 200,
+                "SOURCE": "auto",
+                "FDW_HOSTS": {},
+            },
             "COMMIT": "best_effort",
         },
         "legacy": {

@@ -83,6 +83,8 @@ CASES: list[tuple[str, Any, str, str]] = [
     ("E004", sharded(shards={1: LITE}), "x", "1 is no name for a shard"),
     ("E004", sharded(gather=7), "x", "GATHER must be a dict"),
     ("E004", sharded(gather={"max_rows": -1}), "x", "MAX_ROWS must be a positive"),
+    ("E004", sharded(gather={"source": "fwd"}), "x", "SOURCE 'fwd' is unknown"),
+    ("E004", sharded(gather={"fdw_hosts": {"a": 5}}), "x", "FDW_HOSTS must be a dict"),
     ("E004", sharded(commit="maybe"), "x", "COMMIT 'maybe' is unknown"),
     ("E004", sharded(claims="a"), "x", "CLAIMS 'a' is unknown"),
     (

@@ -13,9 +13,12 @@ from typing import Any
 from django.apps import apps
 
 from dbfleet import conf, sessions
+from dbfleet.executor import costs
+from dbfleet.executor.emulated import emulated
 from dbfleet.executor.replicas import Place
 from dbfleet.planner import forced
 from dbfleet.planner.ranges import Span
+from dbfleet.planner.sources import Sources
 from dbfleet.planner.tables import Table, Tables
 from dbfleet.planner.uses import Facts
 from dbfleet.sessions import Level
@@ -50,6 +53,18 @@ class Deciding:
             find_shards=self.find_shards,
             read_epoch=partial(ledger.known_epoch, self.wrapper),
             only_scatter=forced.only_scatter,
+            sources=self.sources(),
+        )
+
+    def sources(self) -> Sources:
+        """Where gathers may have their rows from; what they cost is asked when needed,
+        and of this process's memory alone."""
+        setting = conf.settings().gather_for(self.topology).source
+        alias = self.topology.alias
+        return Sources(
+            "rows" if emulated else setting,
+            partial(costs.measured, alias),
+            partial(costs.fault, alias),
         )
 
     def shard_of(self, fields: tuple[Any, ...], values: tuple[Any, ...]) -> str:

@@ -7,6 +7,7 @@ lasts for one statement; a wrapper belongs to one thread.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -463,6 +464,8 @@ class Routing(Binding, Deciding, ShardRows):
     def _gather_instead(self, statement: Statement, sql: str, params: Any) -> Any:
         """Gather what turned out not to be mergeable."""
         route = self.planned(statement, only_gather=True)
+        # What a merge is measured by depends on no other server's types and orders.
+        route = replace(route, source=None)
         if events.is_observed():
             events.emit("routed", route=route)
         return Gatherer(self, route, statement.outer.query).run(sql, params)

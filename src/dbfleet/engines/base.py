@@ -64,6 +64,8 @@ class Engine:
     aborts_on_error: ClassVar[bool] = False
     #: rows of several nodes can be brought together under the same names
     can_gather: ClassVar[bool] = False
+    #: home can read rows of shards through foreign tables
+    has_foreign_tables: ClassVar[bool] = False
     #: a temporary or inline table of the home connection sees home's own tables
     gathers_at_home: ClassVar[bool] = True
     #: ``=`` on text means equal bytes, so equal keys hash alike

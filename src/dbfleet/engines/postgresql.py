@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from dbfleet.engines.foreign_postgresql import PostgreSQLForeign
 from dbfleet.engines.gather_postgresql import (
     PostgreSQLGather,
     composed,
@@ -40,7 +41,9 @@ _BOUND_WAITS = (
 )
 
 
-class PostgreSQLEngine(PostgreSQLMerging, PostgreSQLGather, WalPositions):
+class PostgreSQLEngine(
+    PostgreSQLMerging, PostgreSQLForeign, PostgreSQLGather, WalPositions
+):
     """What dbfleet needs of this vendor's servers."""
 
     vendor: ClassVar[str] = "postgresql"

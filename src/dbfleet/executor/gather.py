@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,12 @@ from django.db.utils import Error
 from dbfleet import conf
 from dbfleet.engines import GatheredRows, Overflow
 from dbfleet.errors import FanoutTimeout, GatherLimitExceeded
+from dbfleet.executor import costs
 from dbfleet.executor.fetching import Fetcher
+from dbfleet.executor.foreign import ForeignReader
 from dbfleet.observe import events
 from dbfleet.planner.route import HOME, Route
+from dbfleet.planner.sources import FDW
 
 
 class Gatherer:
@@ -29,7 +33,18 @@ class Gatherer:
         A replica that is lost meanwhile is replaced; nothing of the statement has run
         yet. Raises GatherLimitExceeded, before the statement runs, when the fragments
         pass a limit (the caller's transaction goes on), and FanoutTimeout.
+
+        Over home's foreign tables where the route says so; see
+        :meth:`~dbfleet.executor.foreign.ForeignReader.run`.
         """
+        source = self.route.source
+        if source is not None and source.name == FDW:
+            found = ForeignReader(self.routing, self.route, source).run(sql, params)
+            if found is not None:
+                return found
+        return self._by_rows(sql, params)
+
+    def _by_rows(self, sql: str, params: Any) -> GatheredRows:
         limits = conf.settings().gather_for(self.routing.topology)
         for _ in self.routing.topology.nodes:
             home = self.routing.node(HOME, is_write=False)
@@ -37,6 +52,9 @@ class Gatherer:
             try:
                 return self._gather(home, fetcher, sql, params, limits)
             except Overflow as overflow:
+                found = self._over_foreign_tables(sql, params)
+                if found is not None:
+                    return found
                 raise self._too_large(overflow, limits) from None
             except FanoutTimeout:
                 raise
@@ -44,6 +62,17 @@ class Gatherer:
                 if not self._replaces_any([*fetcher.nodes.values()], error):
                     raise
         raise AssertionError("every node was lost and none was the primary")
+
+    def _over_foreign_tables(self, sql: str, params: Any) -> GatheredRows | None:
+        """Rows that are too many to be fetched, where home may read them; else None."""
+        source = self.route.source
+        if source is None or not source.is_open:
+            return None
+        costs.too_large(self.wrapper.alias, source.text)
+        if source.name == FDW:
+            return None  # that way was tried first
+        source = source._replace(name=FDW)
+        return ForeignReader(self.routing, self.route, source).run(sql, params)
 
     def sized(self) -> Route:
         """The route with what the servers estimate of each fragment's rows; a round
@@ -59,7 +88,8 @@ class Gatherer:
     def _gather(
         self, home: Any, fetcher: Fetcher, sql: str, params: Any, limits: Any
     ) -> GatheredRows:
-        engine = self.wrapper.engine
+        engine, source = self.wrapper.engine, self.route.source
+        started = time.monotonic()
         fetched = fetcher.run(home)
         if any(one.spec.locking for one in fetched):
             sql = engine.without_locking(sql)
@@ -67,12 +97,17 @@ class Gatherer:
             home, fetched, sql, params, inline_rows=limits.inline_rows
         )
         result.fetched_rows = fetcher.rows
+        took = time.monotonic() - started
+        if source is not None and source.is_open:
+            costs.by_rows(self.wrapper.alias, source.text, took, fetcher.rows)
         events.emit(
             "gathered",
             alias=self.wrapper.alias,
+            source="rows",
             rows=fetcher.rows,
             bytes=fetcher.bytes,
             reduced=fetcher.reduced,
+            seconds=took,
         )
         return result
 

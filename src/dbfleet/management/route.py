@@ -194,6 +194,8 @@ def _as_json(route: Route) -> str:
             "reason": route.reason,
             "epoch": route.epoch,
             "fragments": fragments,
+            "source": None if route.source is None else route.source.name,
+            "source_reason": None if route.source is None else route.source.reason,
             "reductions": [one.describe() for one in route.reductions],
         },
         indent=2,

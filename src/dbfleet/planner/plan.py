@@ -19,6 +19,7 @@ from dbfleet.planner.merging import merge_of
 from dbfleet.planner.partials import aggregates, is_grouped_by_shard
 from dbfleet.planner.reducing import reductions_of
 from dbfleet.planner.route import HOME, Intent, Route, Rung
+from dbfleet.planner.sources import source_of
 from dbfleet.planner.tables import Table
 from dbfleet.planner.unions import union_of
 from dbfleet.planner.uses import Clusters, Facts, Statement, Use, uses_of
@@ -290,4 +291,5 @@ def _gather(
         reductions_of(facts, statement, uses),
         replica_ok,
         epoch=facts.epoch,
+        source=source_of(facts, statement, uses, fragments, replica_ok),
     )

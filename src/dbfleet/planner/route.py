@@ -106,6 +106,26 @@ class Reduction:
         return f"{self.table}: {'; '.join(places)}"
 
 
+class Source(NamedTuple):
+    """Where a gather has its rows from, and why; see :mod:`dbfleet.planner.sources`."""
+
+    #: "rows": this process loads them; "fdw": home reads foreign tables
+    name: str
+    reason: str
+    #: after so many seconds a try by foreign tables is given up, where that is known
+    limit_s: float | None = None
+    #: both are right: costs are measured, and the other way is there to fall back to
+    is_open: bool = False
+    #: the statement that it is measured for
+    text: str = ""
+    #: tables whose rows home keeps while the statement runs
+    spooled: frozenset[str] = frozenset()
+
+    def describe(self) -> str:
+        """The source and the reason in one line."""
+        return f"{self.name} ({self.reason})"
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a statement goes.
@@ -134,6 +154,8 @@ class Route:
     #: the epoch of the shard map that it was decided under; None where the process
     #: had not read the map, because no key had to be placed
     epoch: int | None = None
+    #: of a gather, where there is a choice
+    source: Source | None = None
 
     def describe(self) -> str:
         """The route in lines for a person; no parameters are shown."""
@@ -148,6 +170,8 @@ class Route:
         ]
         if self.merge is not None:
             lines.append(f"merge:    {self.merge.describe()}")
+        if self.source is not None:
+            lines.append(f"source:   {self.source.describe()}")
         lines += [f"fragment: {part.describe()}" for part in self.fragments]
         lines += [f"reduced:  {one.describe()}" for one in self.reductions]
         return "\n".join(lines)

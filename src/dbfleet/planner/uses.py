@@ -20,6 +20,7 @@ from dbfleet.planner.branches import Values
 from dbfleet.planner.lookups import Answers, Lookups
 from dbfleet.planner.nested import Scopes
 from dbfleet.planner.pruning import Places, ShardsIn, clusters_of
+from dbfleet.planner.sources import NO_CHOICE, Sources
 from dbfleet.planner.tables import Table, Tables
 from dbfleet.topology import Topology
 
@@ -68,6 +69,8 @@ class Facts:
     read_epoch: Callable[[], int | None] = lambda: None
     #: a SELECT asks every shard, to compare with those that its filters leave
     only_scatter: bool = False
+    #: where a gather may have its rows from, and what is known of the ways
+    sources: Sources = NO_CHOICE
 
     @property
     def epoch(self) -> int | None:

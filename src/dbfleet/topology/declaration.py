@@ -138,8 +138,8 @@ class Sharded(_Declared):
     or as ``map`` says; both are fixed once rows exist. With ``engine="citus"`` there
     are no ``shards``: ``home`` is the coordinator, which spreads rows itself, and
     ``slots``, ``map``, ``commit`` and ``claims`` have no meaning.
-    ``gather`` sets limits, e.g. ``{"MAX_ROWS": 10_000}``. ``commit`` says what a
-    transaction over several nodes does where a server cannot prepare:
+    ``gather`` sets limits and the source, e.g. ``{"MAX_ROWS": 10_000}``. ``commit``
+    says what a transaction over several nodes does where a server cannot prepare:
     ``"two_phase"`` refuses, ``"best_effort"`` commits one after another. ``claims``
     says where unique values are claimed, and lookups ask: ``"home"`` or ``"shards"``.
     Capital keywords are Django's own keys, for all nodes.
@@ -167,7 +167,7 @@ class Sharded(_Declared):
         slots: int = DEFAULT_SLOTS,
         map: ShardMap | Mapping[str, Any] | None = None,  # noqa: A002 - the setting
         policy: PolicyGiven = None,
-        gather: Mapping[str, int] | GatherLimits | None = None,
+        gather: Mapping[str, Any] | GatherLimits | None = None,
         commit: CommitMode = "two_phase",
         claims: ClaimsPlace = "home",
         read_only: bool = False,
@@ -318,9 +318,9 @@ def _thawed(nodes: Any) -> Any:
     return thaw(nodes) if isinstance(nodes, Mapping) else nodes
 
 
-def _limits(given: Mapping[str, int] | GatherLimits | None) -> Any:
+def _limits(given: Mapping[str, Any] | GatherLimits | None) -> Any:
     if isinstance(given, GatherLimits):
         given = given._asdict()
     if given is None or not isinstance(given, Mapping):
         return FrozenDict() if given is None else given
-    return FrozenDict({str(key).upper(): value for key, value in given.items()})
+    return FrozenDict({str(key).upper(): freeze(v) for key, v in given.items()})

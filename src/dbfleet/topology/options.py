@@ -6,6 +6,7 @@ nobody relies on something that does nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,11 +21,13 @@ from dbfleet.topology.snapshot import (
     DEFAULT_LIMITS,
     DEFAULT_SLOTS,
     DISTRIBUTED_ENGINES,
+    GATHER_SOURCES,
     ClaimsPlace,
     CommitMode,
     FanoutLimits,
     GatherLimits,
 )
+from dbfleet.topology.values import FrozenDict
 
 #: Options of an alias as a whole, apart from ``POLICY``, which a shard has too.
 OPTION_KEYS = frozenset(
@@ -40,6 +43,9 @@ OPTION_KEYS = frozenset(
     ]
 )
 _OF_SHARDS = ("SLOTS", "MAP", "GATHER", "COMMIT", "CLAIMS")
+
+
+_HOST_AND_PORT = re.compile(r"(\[[^\]]+\]|/[^:]+|[^:/\s]+)(:\d+)?")
 
 
 class Options(NamedTuple):
@@ -152,16 +158,24 @@ def _read_distributed(
     return str(given)
 
 
-def read_limits(where: str, given: object, mistakes: Mistakes) -> dict[str, int]:
-    """The limits that a ``GATHER`` dict sets, under their lower-case names."""
+def read_limits(where: str, given: object, mistakes: Mistakes) -> dict[str, Any]:
+    """What a ``GATHER`` dict sets, under lower-case names."""
     if not isinstance(given, Mapping):
         mistakes.add("E004", where, "GATHER must be a dict, e.g. {'MAX_ROWS': 10_000}")
         return {}
     known = GatherLimits.names()
-    limits = {}
+    limits: dict[str, Any] = {}
     for key, value in given.items():
         if key not in known:
             mistakes.add("E006", where, f"GATHER option {unknown_name(key, known)}")
+        elif key == "SOURCE":
+            if value in GATHER_SOURCES:
+                limits["source"] = value
+            else:
+                text = unknown_name(value, GATHER_SOURCES)
+                mistakes.add("E004", where, f"GATHER SOURCE {text}")
+        elif key == "FDW_HOSTS":
+            limits["fdw_hosts"] = _read_hosts(where, value, mistakes)
         elif not is_positive(value) and not (key == "INLINE_ROWS" and value == 0):
             mistakes.add(
                 "E004", where, f"GATHER {key} must be a positive int, not {value!r}"
@@ -169,6 +183,22 @@ def read_limits(where: str, given: object, mistakes: Mistakes) -> dict[str, int]
         else:
             limits[key.lower()] = value
     return limits
+
+
+def _read_hosts(where: str, given: object, mistakes: Mistakes) -> FrozenDict:
+    if isinstance(given, Mapping) and all(
+        isinstance(text, str) and _HOST_AND_PORT.fullmatch(text)
+        for pair in given.items()
+        for text in pair
+    ):
+        return FrozenDict(given)
+    mistakes.add(
+        "E004",
+        where,
+        "GATHER FDW_HOSTS must be a dict of a shard's host, or host:port, to that by "
+        "which home's server reaches it, e.g. {'db5': '10.0.0.5:5432'}",
+    )
+    return FrozenDict()
 
 
 def read_fanout(given: object, mistakes: Mistakes) -> FanoutLimits:

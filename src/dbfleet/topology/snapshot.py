@@ -30,16 +30,25 @@ DEFAULT_SLOTS = 5040
 DISTRIBUTED_ENGINES = ("citus",)
 
 
+#: where a gather may have its rows from: see :mod:`dbfleet.planner.sources`
+GatherSource = Literal["auto", "rows", "fdw"]
+GATHER_SOURCES: tuple[GatherSource, ...] = ("auto", "rows", "fdw")
+
+
 class GatherLimits(NamedTuple):
-    """What one gather may hold; past ``inline_rows`` it uses temporary tables."""
+    """What one gather may hold, and where its rows come from; past ``inline_rows`` it
+    uses temporary tables."""
 
     max_rows: int = 100_000
     max_bytes: int = 64 * 2**20
     inline_rows: int = 200
+    source: GatherSource = "auto"
+    #: a shard's server as the project names it -> as home's server reaches it
+    fdw_hosts: Mapping[str, str] = FrozenDict()
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The settings' names: ``MAX_ROWS``, ``MAX_BYTES``, ``INLINE_ROWS``."""
+        """The settings' names: ``MAX_ROWS``, ``SOURCE``, …"""
         return tuple(limit.upper() for limit in cls._fields)
 
 

@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from dbfleet.errors import FleetError
 from dbfleet.management import (
     drain,
+    gather,
     ids,
     lookups,
     place,
@@ -22,6 +23,7 @@ SUBCOMMANDS = {
     "route": route,
     "drain": drain,
     "undrain": undrain,
+    "gather": gather,
     "ids": ids,
     "lookups": lookups,
     "place": place,
