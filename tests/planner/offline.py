@@ -34,14 +34,18 @@ MARIADB = {"ENGINE": "django.db.backends.mysql"}
 
 
 @contextmanager
-def fleet(node: dict[str, str] = SQLITE, declared_map: Any = None) -> Iterator[Fleet]:
+def fleet(
+    node: dict[str, str] = SQLITE,
+    declared_map: Any = None,
+    names: tuple[str, ...] = SHARDS,
+) -> Iterator[Fleet]:
     """An alias of three shards, all of them like ``node``, and the store's models."""
-    alias = f"offline_{node['ENGINE'].rsplit('.', 1)[1]}"
+    alias = f"offline_{node['ENGINE'].rsplit('.', 1)[1]}_{len(names)}"
 
     def declared(name: str) -> dict[str, str]:
         return {**node, "NAME": f"{NOWHERE}/{name}"}
 
-    shards = {shard: declared(shard) for shard in SHARDS}
+    shards = {shard: declared(shard) for shard in names}
     entries = databases(
         default=declared("default"),
         **{alias: Sharded(home=declared("home"), shards=shards, map=declared_map)},
@@ -65,10 +69,11 @@ class Fleet:
         self.topology = wrapper.topology
         # A lock needs a transaction, for which Django would connect.
         wrapper.get_autocommit = lambda: False
-        slots, count = self.topology.slots, len(SHARDS)
+        names = tuple(self.topology.shards)
+        slots, count = self.topology.slots, len(names)
         bounds = [slots * n // count for n in range(count + 1)]
         self._map: AnyMap = ShardMap(
-            [(bounds[n], bounds[n + 1] - 1, name) for n, name in enumerate(SHARDS)],
+            [(bounds[n], bounds[n + 1] - 1, name) for n, name in enumerate(names)],
             slots,
         )
         self.shards_in: Any = None

@@ -1,7 +1,8 @@
 """Routes of common querysets, as a person would read them.
 
 ``plans.txt`` holds each queryset and its route, ``gathered.txt`` those that no shard
-can answer for itself, with the reason; a change of a plan shows there, to be judged.
+can answer for itself, with the reason, ``one_shard.txt`` those of an alias with one
+shard alone; a change of a plan shows there, to be judged.
 Write both anew with ``DBFLEET_WRITE_PLANS=1`` and read the difference.
 """
 
@@ -28,6 +29,7 @@ from tests.planner.offline import SHARDS, Fleet
 
 PLANS = Path(__file__).with_name("plans.txt")
 GATHERED = Path(__file__).with_name("gathered.txt")
+ONE_SHARD = Path(__file__).with_name("one_shard.txt")
 WRITES = os.environ.get("DBFLEET_WRITE_PLANS", "") not in {"", "0"}
 
 
@@ -66,8 +68,18 @@ def _route(fleet: Fleet, source: str) -> str:
 
 @pytest.mark.parametrize("file", [PLANS, GATHERED], ids=lambda file: file.stem)
 def test_plans_are_those_of_the_file(fleet: Fleet, file: Path) -> None:
+    _compare(fleet, file, 20)
+
+
+def test_plans_of_a_single_shard_are_those_of_the_file() -> None:
+    """It has every row: only what needs another node's rows is gathered."""
+    with offline.fleet(offline.POSTGRESQL, names=("a",)) as fleet:
+        _compare(fleet, ONE_SHARD, 10)
+
+
+def _compare(fleet: Fleet, file: Path, least: int) -> None:
     entries = list(_entries(file))
-    assert len({title for title, *_ in entries}) == len(entries) > 20
+    assert len({title for title, *_ in entries}) == len(entries) > least
     found = [(title, source, _route(fleet, source)) for title, source, _ in entries]
     if WRITES:
         texts = ["\n\n".join(entry) for entry in found]

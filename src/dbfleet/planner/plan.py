@@ -227,12 +227,15 @@ def _plan_write(facts: Facts, uses: Sequence[Use], target: Table) -> Route:
 def pinned_to(facts: Facts, uses: Sequence[Use]) -> str | None:
     """The one shard that holds every row the statement may look at."""
     found: set[str] = set()
+    only_shard = _only_shard(facts)
     for use in uses:
         if use.table.is_reference:
             continue
         if not use.table.is_sharded:
             return None
         clusters = use.clusters
+        if clusters is None and not use.is_hidden:
+            clusters = only_shard
         if clusters is None or len(clusters) > 1:
             return None
         found |= clusters
@@ -242,7 +245,17 @@ def pinned_to(facts: Facts, uses: Sequence[Use]) -> str | None:
     return next(iter(found), facts.shards[0])
 
 
+def _only_shard(facts: Facts) -> Clusters:
+    """The shard of an alias that has one: it holds every row, whatever is asked for."""
+    is_compared = facts.only_gather or facts.only_scatter
+    if is_compared or len(facts.topology.shards) != 1:
+        return None
+    return frozenset(facts.topology.shards)
+
+
 def _pin_reason(sharded: Sequence[Use]) -> str:
+    if any(use.clusters is None for use in sharded):
+        return "the only shard has every row"
     return sharded[0].table.pin_reason
 
 
