@@ -173,6 +173,38 @@ with connection.cursor() as cursor:
     assert sources == ["rows"]  # it relies on the primary key
 
 
+def test_what_a_session_set_is_not_lost_on_the_way(foreign: Fleet) -> None:
+    """SET reaches every node, but not the connections that home has to them."""
+    found = foreign.run(
+        START
+        + """
+with connection.cursor() as cursor:
+    cursor.execute("SET app.tenant = '7'")
+result = [how(joined), Parcel.objects.order_by("customer__name")
+    .explain_route().source[:2]]
+connection.close()
+result += [how(joined)]
+ddl("CREATE SCHEMA other", "SET search_path = other, public",
+    "CREATE TABLE other.app_customer (LIKE public.app_customer)")
+options = {"options": "-c search_path=other,public"}
+for node in connection.settings_dict["NODES"].values():
+    node["OPTIONS"] = {**node["OPTIONS"], **options}
+connection.settings_dict["OPTIONS"] = {**connection.settings_dict["OPTIONS"], **options}
+connection.close()
+result += [refused(joined)]
+fleet("gather", "--install")
+result += [how(joined)]
+"""
+    )
+    kept, source, after, moved, again = found
+    assert kept == [20, ["rows"]]
+    assert source[0] == "rows"
+    assert "SET gave the connections a state" in source[1]
+    assert after == [20, ["fdw"]]
+    assert "the search_path finds another app_customer" in moved["text"]
+    assert again == [0, ["fdw"]]
+
+
 def test_only_shards_that_may_have_rows_are_read(foreign: Fleet) -> None:
     found = foreign.run(
         START

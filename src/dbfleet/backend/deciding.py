@@ -34,6 +34,7 @@ class Deciding:
     _settings: Any
     _places: dict[str, Place]
     _has_own_places: bool
+    _kept: Any
     in_transaction: Any
     lookup_fields: Any
 
@@ -65,6 +66,7 @@ class Deciding:
             "rows" if emulated else setting,
             partial(costs.measured, alias),
             partial(costs.fault, alias),
+            self._kept is not None and self._kept is self.wrapper.connection,
         )
 
     def shard_of(self, fields: tuple[Any, ...], values: tuple[Any, ...]) -> str:

@@ -119,13 +119,14 @@ class PostgreSQLForeign(Engine):
             "SELECT w.server, w.name, s.srvoptions, EXISTS (SELECT FROM "
             "pg_user_mappings m WHERE m.srvid = s.oid AND (m.umuser = 0 OR "
             f"m.usename = current_user)), {_columns_of('quote_ident(w.name)')}, "
-            f"{_columns_of(_FOREIGN_NAME)} FROM unnest(%s::text[], %s::text[]) AS "
+            f"{_columns_of(_FOREIGN_NAME)}, {_SCHEMA} "
+            "FROM unnest(%s::text[], %s::text[]) AS "
             "w(server, name) LEFT JOIN pg_foreign_server s ON s.srvname = w.server",
             [[server for server, _ in pairs], [table for _, table in pairs]],
         )
         by_server = {name_of(link.shard): link for link in links}
         major = home.connection.info.server_version // 10_000
-        for server, table, options, has_mapping, wanted, has in rows:
+        for server, table, options, has_mapping, wanted, has, is_same_schema in rows:
             link = by_server[server]
             if options is None:
                 return f"home has no foreign tables of shard {link.shard}"
@@ -138,6 +139,8 @@ class PostgreSQLForeign(Engine):
                 return f"shard {link.shard} runs another version than home"
             if not has:
                 return f"home has no foreign table of {table} on shard {link.shard}"
+            if not is_same_schema:
+                return f"the search_path finds another {table} than its foreign table's"
             if not set(wanted or ()) <= set(has):
                 return f"{table} was changed since its foreign tables were made"
         return None
@@ -272,6 +275,9 @@ class PostgreSQLForeign(Engine):
         name, info = name_of(link.shard), node.connection.info
         server = quote_name(name)
         limit = "" if timeout_s is None else f" -c statement_timeout={_ms(timeout_s)}"
+        role = node.settings_dict["OPTIONS"].get("assume_role")
+        if role:
+            limit += " -c role=" + re.sub(r"([\\\s])", r"\\\1", role)
         options = {
             **link.address,
             **{k: v for k, v in info.get_parameters().items() if k in _TLS},
@@ -279,7 +285,8 @@ class PostgreSQLForeign(Engine):
             # A primary that became a standby would show what was.
             "target_session_attrs": "primary",
             "application_name": name,
-            "options": f"-c default_transaction_read_only=on{limit}",
+            # What the project sets for each connection may decide which rows it sees.
+            "options": f"{info.options} -c default_transaction_read_only=on{limit}",
             "fetch_size": FETCH_ROWS,
             "use_remote_estimate": "true",
             "async_capable": "true",
@@ -343,7 +350,7 @@ class PostgreSQLForeign(Engine):
         """Raise ForeignRefused where a shard would compute something else than home."""
         version = home.connection.info.server_version // 10_000
         order, collations = self.text_order(home), self._collations(home)
-        wanted = self._described(home, tables)
+        wanted, schemas = self._described(home, tables), self._schemas(home, tables)
         for shard, node in shards.items():
             if node.connection.info.server_version // 10_000 != version:
                 raise ForeignRefused(f"shard {shard} runs another version than home")
@@ -355,6 +362,10 @@ class PostgreSQLForeign(Engine):
                         f"collation {name} of shard {shard} is another one than home's"
                     )
             has = self._described(node, tables)
+            if self._schemas(node, tables) != schemas:
+                raise ForeignRefused(
+                    f"tables of shard {shard} are in other schemas than home's"
+                )
             for table in tables:
                 if sorted(has.get(table, [])) != sorted(wanted[table]):
                     raise ForeignRefused(
@@ -475,6 +486,15 @@ def _inline(home: Any, part: ForeignPart) -> str:
 
 
 _FOREIGN_NAME = "quote_ident(w.server) || '.' || quote_ident(w.name)"
+
+
+#: SQL: whether a foreign table is of the schema in which home's own table is found
+_SCHEMA = (
+    "(SELECT 'schema_name=' || n.nspname = ANY(f.ftoptions) FROM pg_class c "
+    "JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_foreign_table f "
+    f"ON f.ftrelid = to_regclass({_FOREIGN_NAME}) "
+    "WHERE c.oid = to_regclass(quote_ident(w.name)))"
+)
 
 
 def _columns_of(name: str) -> str:

@@ -47,6 +47,8 @@ class Sources(NamedTuple):
     measured: Callable[[str], Measure] = lambda text: Measure()
     #: why foreign tables were of no use a moment ago, if they were not
     fault: Callable[[], str | None] = lambda: None
+    #: hand-written SQL gave home's connection a state of its own
+    is_kept: bool = False
 
 
 NO_CHOICE = Sources()
@@ -85,6 +87,8 @@ def _obstacle(facts: Facts, statement: Statement, fragments: Sequence[Fragment])
     """Why foreign tables would not show the same rows, or the same tables."""
     if facts.in_transaction:
         return "a transaction sees its own rows through its own connections alone"
+    if facts.sources.is_kept:
+        return "SET gave the connections a state that home's own to the shards have not"
     if statement.locking:
         return "it locks rows"
     if any(part.key for part in fragments):
