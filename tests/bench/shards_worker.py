@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from decimal import Decimal
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ _ROWS = """
 INSERT INTO shop_sale (id, product, quantity, price)
 SELECT n, mod(n * 7919, 1000), mod(n, 10) + 1, mod(n * 104729, 1000003) / 100.0
 FROM unnest(%s::bigint[]) AS n
+"""
+#: rows of each side of a join off the key; both are within the limits of a gather
+JOINED, QUICK_JOINED = 40_000, 5000
+_LINES = """
+INSERT INTO shop_line (id, sale_id, amount)
+SELECT n, mod(n * 7919, {sales}) + 1, mod(n, 100) FROM unnest(%s::bigint[]) AS n
 """
 #: gets of one round
 GETS, QUICK_GETS = 400, 40
@@ -54,29 +61,35 @@ def fill(rows: int) -> int:
     from django.core.management import call_command
     from django.db import connections
 
+    from tests.bench.shop.models import Line, Sale
+
     for alias in ("default", "four", "eight"):
         call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
-    _make("default", {"default": connections["default"]}, rows)
+    _make("default", {"default": connections["default"]}, rows, _ROWS, Sale)
     for alias in ("four", "eight"):
         wrapper: Any = connections[alias]
         nodes = {s: wrapper.nodes.primary(s) for s in wrapper.topology.shards}
         count = rows if alias == "four" else min(rows, 200_000)
-        _make(alias, nodes, count)
+        _make(alias, nodes, count, _ROWS, Sale)
+        if alias == "four":
+            joined = min(rows, JOINED)
+            _make(alias, nodes, joined, _LINES.format(sales=joined), Line)
+            call_command(
+                "fleet", "gather", "--install", database=alias, stdout=StringIO()
+            )
         for node in nodes.values():
-            wrapper.engine.run(node, "ANALYZE shop_sale").close()
+            wrapper.engine.run(node, "ANALYZE").close()
     with connections["default"].cursor() as cursor:
         cursor.execute("ANALYZE shop_sale")
     return rows
 
 
-def _make(alias: str, nodes: dict[str, Any], rows: int) -> None:
+def _make(alias: str, nodes: dict[str, Any], rows: int, sql: str, model: Any) -> None:
     """Rows 1 to ``rows``, made by the servers; of shards, those that are theirs."""
     from django.db import connections
 
-    from tests.bench.shop.models import Sale
-
     routing = getattr(connections[alias], "routing", None)
-    fields = (Sale._meta.pk,)
+    fields = (model._meta.pk,)
     for start in range(1, rows + 1, BATCH):
         keys: dict[str, list[int]] = {name: [] for name in nodes}
         for number in range(start, min(start + BATCH, rows + 1)):
@@ -85,7 +98,7 @@ def _make(alias: str, nodes: dict[str, Any], rows: int) -> None:
         for name, node in nodes.items():
             node.ensure_connection()
             with node.connection.cursor() as cursor:
-                cursor.execute(_ROWS, [keys[name]])
+                cursor.execute(sql, [keys[name]])
 
 
 # -- measuring ------------------------------------------------------------------------
@@ -169,6 +182,7 @@ def near(quick: bool) -> list[dict[str, Any]]:
                 1.1,
             )
         )
+    results.append(_gathered(quick))
     results.append(_pinned(quick))
     results.append(_bulk(quick))
     return results
@@ -178,6 +192,33 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return all(abs(Decimal(one[k]) - Decimal(other[k])) < 1 for k in one)
     return bool(one == other)
+
+
+def _gathered(quick: bool) -> dict[str, Any]:
+    """A join off the key: home reads foreign tables, beside rows that are fetched."""
+    from django.db.models import Count, Sum
+    from django.test import override_settings
+
+    from tests.bench.shop.models import Line
+
+    count = QUICK_JOINED if quick else JOINED
+    lines = Line.objects.using("four").filter(
+        id__lte=count, sale__id__lte=count, sale__quantity__gt=5
+    )
+
+    def ask(source: str) -> Any:
+        given = {"SHARD_KEYS": {}, "GATHER": {"SOURCE": source}}
+        with override_settings(DBFLEET=given):
+            return lines.aggregate(Count("id"), Sum("amount"), Sum("sale__price"))
+
+    assert ask("fdw") == ask("rows")
+    return compare(
+        f"join off the key of 2 x {count:,} rows, foreign tables beside rows",
+        lambda: ask("fdw"),
+        lambda: ask("rows"),
+        2 if quick else 9,
+        1.5,  # on one machine neither has much less to do
+    )
 
 
 def _pinned(quick: bool) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Two ordinary tables: one that is read by key, one that is summed up."""
+"""Ordinary tables: one that is read by key, one that is summed up, one that refers to
+rows of other shards."""
 
 from __future__ import annotations
 
@@ -24,3 +25,10 @@ class Sale(models.Model):
     price = models.DecimalField(max_digits=10, decimal_places=2)
 
     objects: ClassVar[models.Manager[Sale]] = models.Manager()
+
+
+class Line(models.Model):
+    sale = models.ForeignKey(Sale, models.DO_NOTHING, db_constraint=False)
+    amount = models.IntegerField()
+
+    objects: ClassVar[models.Manager[Line]] = models.Manager()
