@@ -28,9 +28,9 @@ END_TIMEOUT_S, OPERATION_TIMEOUT_S = 120, 0.2
 def main() -> int:
     options = _options()
     seed = random.randrange(10**6) if options.seed is None else options.seed
-    print(f"seed {seed}, {options.engine}", flush=True)
+    print(f"seed {seed}, {options.engine}, claims: {options.claims}", flush=True)
     with Rig() as rig:
-        servers = Servers(rig, options.engine)
+        servers = Servers(rig, options.engine, options.claims)
         _configure(servers)
         if options.bug:
             BUGS[options.bug]()
@@ -65,6 +65,9 @@ def _options() -> argparse.Namespace:
         "--engine", choices=["postgresql", "mariadb"], default="postgresql"
     )
     parser.add_argument(
+        "--claims", choices=["home", "shards"], default="home", help="who keeps them"
+    )
+    parser.add_argument(
         "--rounds", type=int, default=1, help="at most, until there is a violation"
     )
     parser.add_argument("--bug", choices=sorted(BUGS), help="break dbfleet on purpose")
@@ -88,6 +91,7 @@ def _configure(servers: Servers) -> None:
                 "a": Cluster(servers.urls["a"], replicas=[servers.replica_url]),
                 "b": servers.urls["b"],
             },
+            claims=servers.claims,  # type: ignore[arg-type]
         )
     )
     entries["default"]["OPTIONS"] = servers.options()

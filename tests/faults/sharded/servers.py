@@ -18,8 +18,10 @@ DATABASE = "faults"
 class Servers:
     """A primary for each node, and a replica for one of them."""
 
-    def __init__(self, rig: Rig, engine: str) -> None:
-        self.engine = engine
+    def __init__(self, rig: Rig, engine: str, claims: str = "home") -> None:
+        self.engine, self.claims = engine, claims
+        #: the nodes that may hold the decision of a commit
+        self.deciders = NODES if claims == "shards" else ("home",)
         start = (
             rig.postgresql_cluster if engine == "postgresql" else rig.mariadb_cluster
         )
