@@ -39,7 +39,8 @@ def _with_lookups(lookups: Lookups, route: Route) -> Route:
     """Say what home could be asked, or which of its answers left fewer shards."""
     if lookups.used:
         names = ", ".join(ask.label for ask in lookups.used.values())
-        told = f"home's lookup of {names} names the shards"
+        whose = "the shards'" if lookups.facts.topology.claims == "shards" else "home's"
+        told = f"{whose} lookup of {names} names the shards"
         is_by_key = route.rung is Rung.NODE
         return replace(route, reason=told if is_by_key else f"{route.reason}; {told}")
     if lookups.asks and route.rung is not Rung.NODE:
