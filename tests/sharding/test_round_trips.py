@@ -25,6 +25,10 @@ class Tag(models.Model):
 
     class Meta:
         shard_key = "text"
+
+
+class Memo(models.Model):
+    text = models.CharField(max_length=20)
 """
 SETUP = """
 from django.db.models import Avg, Count, Sum
@@ -132,3 +136,28 @@ result = whole
     # BEGIN and both tables, a COPY for each (two of them), the statement, COMMIT.
     assert found["trips"]["home"] == 7
     assert found["left"] == 0
+
+
+def test_an_explicit_id_below_those_in_hand(sharded: Sharded, engine: str) -> None:
+    """Home's counter is known to be above it; what is above the ids in hand moves it,
+    where the vendor's own counter would."""
+    found = sharded(models=MODELS).run(
+        SETUP
+        + """
+def create(pk):
+    Memo(id=pk, text="x").save(force_insert=True)
+
+
+def automatic():
+    return Memo.objects.create(text="x").pk
+
+
+first = automatic()
+result = {
+    "below": "home" in trips(lambda: create(-5)),
+    "next": automatic() - first,
+    "above": [create(first + 70), automatic() > first + 70][1],
+}
+"""
+    )
+    assert found == {"below": False, "next": 1, "above": engine == "mariadb"}
