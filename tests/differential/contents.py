@@ -130,7 +130,12 @@ def _are_equal(
 ) -> bool:
     if before is None or len(before) != len(after):
         return False
-    return before == after or Counter(map(repr, before)) == Counter(map(repr, after))
+    return before == after or Counter(map(_text, before)) == Counter(map(_text, after))
+
+
+def _text(row: tuple[Any, ...]) -> str:
+    """A row's values; both zeroes are one, as they are where rows come in one order."""
+    return repr([one + 0.0 if isinstance(one, float) else one for one in row])
 
 
 def _read(node: str) -> Raw:
