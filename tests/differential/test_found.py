@@ -124,6 +124,43 @@ def test_the_first_of_equal_rows_stays(project: Make, tmp_path: Any) -> None:
     assert found[0] == found[1] == [[1, "s"], [2, "i"], [4, "z"]]
 
 
+def test_an_update_frees_a_value_for_those_after_it(
+    project: Make, tmp_path: Any
+) -> None:
+    """Rows of several shards are inserted or updated in their order."""
+    found = made(project, files(tmp_path)).run(
+        """
+        from app.models import Product
+        from django.db import IntegrityError
+
+        def stored(alias, pks):
+            products = Product.objects.using(alias)
+            products.all().delete()
+            products.create(pk=1, sku="taken")
+            objs = [Product(pk=pk, sku="new" if pk == 1 else "taken") for pk in pks]
+            try:
+                products.bulk_create(
+                    objs, update_conflicts=True, update_fields=["sku"],
+                    unique_fields=["pk"],
+                )
+            except IntegrityError:
+                return "refused"
+            return sorted(products.values_list("pk", "sku"))
+
+        result = {}
+        for alias in ("plain", "default"):
+            result[alias] = {
+                str(pks): stored(alias, pks)
+                for other in range(2, 9)
+                for pks in ((1, other), (other, 1))
+            }
+        """
+    )
+    assert found["default"] == found["plain"]
+    assert found["plain"]["(2, 1)"] == "refused"
+    assert found["plain"]["(1, 2)"] == [[1, "new"], [2, "taken"]]
+
+
 def test_copies_of_a_reference_row_are_equal(project: Make, tmp_path: Any) -> None:
     """Times and random numbers are made once, not on every node."""
     found = made(project, files(tmp_path)).run(

@@ -70,6 +70,8 @@ class Inserter(Writer):
             return self._upsert_each(compiler, execute, returning)
         if query.on_conflict == OnConflict.IGNORE and self._may_meet(query.objs):
             return self._insert_in_turn(compiler, execute, returning)
+        if query.on_conflict == OnConflict.UPDATE and self._may_free(query):
+            return self._insert_in_turn(compiler, execute, returning)
         groups = self._groups(query.objs)
         return self._insert_groups(compiler, groups, execute, returning)
 
@@ -92,6 +94,14 @@ class Inserter(Writer):
                     return True
                 seen.add(text)
         return any(rule.is_computed for rule in self.rules)
+
+    def _may_free(self, query: Any) -> bool:
+        """Whether the update of one row may free a unique value that another object
+        has: which of them comes first decides whether that one is refused."""
+        columns = {field.column for field in query.update_fields}
+        return len(query.objs) > 1 and any(
+            rule.is_computed or rule.columns & columns for rule in self.rules
+        )
 
     def _insert_in_turn(
         self, compiler: Any, execute: Callable[..., Any], returning: Any
