@@ -80,7 +80,7 @@ def canonical(  # noqa: PLR0911 - one line for each type
 ) -> Any:
     """A hashable form of a value that tells types apart."""
     if isinstance(value, Seen):
-        return tuple(value)
+        return _folded(tuple(value)) if folds else tuple(value)
     if isinstance(value, Model):
         return _instance(value, folds, depth)
     if isinstance(value, Mapping):
@@ -121,6 +121,15 @@ def fold(value: str) -> str:
     return "".join(c for c in plain if not unicodedata.combining(c)).replace(
         "\u0131", "i"
     )
+
+
+def _folded(form: Any) -> Any:
+    """A canonical form that was made without folding, with its texts folded."""
+    if not isinstance(form, tuple):
+        return form
+    if len(form) == 2 and form[0] == "str":
+        return ("str", fold(form[1]))
+    return tuple(map(_folded, form))
 
 
 def _instance(obj: Model, folds: bool, depth: int) -> Any:

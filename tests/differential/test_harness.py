@@ -12,7 +12,7 @@ from decimal import Decimal
 
 import pytest
 
-from tests.differential.compare import canonical
+from tests.differential.compare import Seen, canonical
 from tests.differential.several import seeds_of
 from tests.differential.source import Code, call, chain, either, text
 
@@ -235,6 +235,12 @@ def test_decimals_that_were_floats() -> None:
     # Digits of a column, and the scale of a server's numeric.
     assert canonical(Decimal("9.99")) != canonical(Decimal("9.990"))
     assert canonical(Decimal(f"1.{20 * '0'}")) != canonical(Decimal(f"1.{19 * '0'}"))
+
+
+def test_texts_inside_of_results_are_folded() -> None:
+    one, other = ([Seen(canonical([{"status": text}]))] for text in ("new", "New "))
+    assert canonical(one, folds=True) == canonical(other, folds=True)
+    assert canonical(one) != canonical(other)
 
 
 def test_several_seeds_are_summed_up() -> None:
