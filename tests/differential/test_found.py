@@ -38,6 +38,15 @@ class Order(models.Model):
     class Meta:
         shard_key = "customer"
 
+class Item(models.Model):
+    id = models.UUIDField(primary_key=True)
+
+class Line(models.Model):
+    order = models.ForeignKey(Order, models.CASCADE)
+    item = models.ForeignKey(Item, models.CASCADE)
+    class Meta:
+        shard_key = "order__customer"
+
 class Call(models.Model):
     began = models.DateTimeField(null=True)
 
@@ -212,6 +221,40 @@ def test_a_moved_row_keeps_its_foreign_key(
         """
     )
     assert found == [8, 1, 1]
+
+
+def test_gathered_tables_have_the_indexes_of_their_tables(
+    project: Make, mariadb: Any, new_database: Callable[[Any], str]
+) -> None:
+    """MariaDB 10.11 loses a group of this query where the inner table has no index."""
+    urls = {
+        name: mariadb.url(new_database(mariadb))
+        for name in ("home", "a", "b", "c", "plain")
+    }
+    settings = "import pymysql\npymysql.install_as_MySQLdb()"
+    found = made(project, urls, settings).run(
+        """
+        from uuid import UUID
+        from app.models import Customer, Item, Line, Order
+        from django.db.models import Avg, Exists, OuterRef, Q
+
+        def asked(alias):
+            Customer.objects.using(alias).create(pk=1, name="1")
+            ids = [UUID(int=n << 96 | 4 << 76 | 1 << 63) for n in (1, 4)]
+            for pk in ids:
+                Item.objects.using(alias).create(pk=pk)
+            Order.objects.using(alias).create(pk=1, customer_id=1, total=5)
+            Line.objects.using(alias).create(pk=1, order_id=1, item_id=ids[0])
+            own = Line.objects.filter(item=OuterRef("pk"))
+            mean = Avg("line__order__total", distinct=True)
+            rows = Item.objects.using(alias).annotate(x=mean)
+            rows = rows.filter(Exists(own) ^ Q(x=None)).values_list("x", flat=True)
+            return sorted(rows, key=repr)
+
+        result = [asked("plain"), asked("default")]
+        """
+    )
+    assert found == [[5.0, None], [5.0, None]]
 
 
 def test_windows_over_grouped_rows(
