@@ -7,7 +7,7 @@ so nothing of the statement changes and home's own tables stay as they are.
 
 Guards two invariants. A foreign table is read only while its columns are those of
 home's table (names, types, collations) and its server is the one that the process
-reads itself, which :meth:`PostgreSQLForeign.foreign_fault` looks up before each
+reads itself, which :meth:`ForeignTables.fault` looks up before each
 statement. And what a shard computes is what home would: orders, collations and
 versions are compared when the tables are made. Columns have no modifiers, so one that
 was widened since cannot round or cut a value. Nothing made here is writable, and no
@@ -22,13 +22,16 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db.utils import Error
 
-from dbfleet.engines.base import Engine, GatheredRows
+from dbfleet.engines.base import GatheredRows
 from dbfleet.engines.gather_postgresql import composed, quote_literal, quote_name
 from dbfleet.lexer import insertion_point
+
+if TYPE_CHECKING:
+    from dbfleet.engines.base import Engine
 
 PREFIX = "dbfleet_fdw_"
 #: rows that home asks a shard for at a time
@@ -88,16 +91,15 @@ def name_of(shard: str) -> str:
     return PREFIX + shard
 
 
-class PostgreSQLForeign(Engine):
+class ForeignTables:
     """Makes foreign tables of shards in home, and runs statements over them."""
 
-    has_foreign_tables: ClassVar[bool] = True
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
 
     # -- the way to a shard -----------------------------------------------------------
 
-    def foreign_link(
-        self, node: Any, shard: str, hosts: Mapping[str, str]
-    ) -> ForeignLink:
+    def link(self, node: Any, shard: str, hosts: Mapping[str, str]) -> ForeignLink:
         """How home reaches the server that ``node`` is connected to; no I/O."""
         info = node.connection.info
         host, port = str(info.host), str(info.port)
@@ -108,13 +110,13 @@ class PostgreSQLForeign(Engine):
             host, port = found[1].strip("[]"), found[2] or port
         return ForeignLink(shard, host, port, str(info.dbname), info.server_version)
 
-    def foreign_fault(
+    def fault(
         self, home: Any, links: Sequence[ForeignLink], tables: Sequence[str]
     ) -> str | None:
         """Why foreign tables of these shards do not show what their primaries have;
         None if they do. One round trip to home."""
         pairs = [(name_of(link.shard), table) for link in links for table in tables]
-        rows = self.fetch(
+        rows = self.engine.fetch(
             home,
             "SELECT w.server, w.name, s.srvoptions, EXISTS (SELECT FROM "
             "pg_user_mappings m WHERE m.srvid = s.oid AND (m.umuser = 0 OR "
@@ -145,7 +147,7 @@ class PostgreSQLForeign(Engine):
                 return f"{table} was changed since its foreign tables were made"
         return None
 
-    def foreign_failure(self, error: BaseException) -> tuple[str, str | None] | None:
+    def failure(self, error: BaseException) -> tuple[str, str | None] | None:
         """What an error tells of the way to a shard: its reason without details, and
         the shard where the server names it. None for an error of the statement."""
         cause = error.__cause__ or error
@@ -162,7 +164,7 @@ class PostgreSQLForeign(Engine):
 
     # -- statements -------------------------------------------------------------------
 
-    def gather_foreign(
+    def gather(
         self,
         home: Any,
         parts: Sequence[ForeignPart],
@@ -176,7 +178,7 @@ class PostgreSQLForeign(Engine):
         Each shard shows one snapshot for the whole statement.
         """
         inline = ", ".join(_inline(home, part) for part in parts)
-        statement = self.render(home, sql, params)
+        statement = self.engine.render(home, sql, params)
         statement = insertion_point(statement, "postgresql").apply(statement, inline)
         home.ensure_connection()
         execute = home.connection.execute
@@ -200,7 +202,7 @@ class PostgreSQLForeign(Engine):
 
     # -- making them ------------------------------------------------------------------
 
-    def install_foreign(
+    def install(
         self,
         home: Any,
         shards: Mapping[str, Any],
@@ -217,7 +219,7 @@ class PostgreSQLForeign(Engine):
         found = [name for name in tables if self._described(home, [name])]
         self._compare(home, shards, found)
         steps = _Steps(home)
-        has = self.fetch(
+        has = self.engine.fetch(
             home, "SELECT 1 FROM pg_extension WHERE extname='postgres_fdw'"
         )
         steps.run("BEGIN", "")
@@ -237,8 +239,8 @@ class PostgreSQLForeign(Engine):
             raise
         return found
 
-    def remove_foreign(self, home: Any) -> list[str]:
-        """Drop every server and schema that :meth:`install_foreign` made in home; their
+    def remove(self, home: Any) -> list[str]:
+        """Drop every server and schema that :meth:`install` made in home; their
         names. Raises ForeignRefused, with nothing changed."""
         steps = _Steps(home)
         steps.run("BEGIN", "")
@@ -257,7 +259,7 @@ class PostgreSQLForeign(Engine):
             "UNION SELECT nspname FROM pg_namespace WHERE starts_with(nspname, %s) "
             "ORDER BY 1"
         )
-        names = [row[0] for row in self.fetch(home, sql, [PREFIX, PREFIX])]
+        names = [row[0] for row in self.engine.fetch(home, sql, [PREFIX, PREFIX])]
         for name in names:
             quoted = quote_name(name)
             steps.run(f"DROP SCHEMA IF EXISTS {quoted} CASCADE", _NEEDS_OWNER)
@@ -349,12 +351,12 @@ class PostgreSQLForeign(Engine):
     ) -> None:
         """Raise ForeignRefused where a shard would compute something else than home."""
         version = home.connection.info.server_version // 10_000
-        order, collations = self.text_order(home), self._collations(home)
+        order, collations = self.engine.text_order(home), self._collations(home)
         wanted, schemas = self._described(home, tables), self._schemas(home, tables)
         for shard, node in shards.items():
             if node.connection.info.server_version // 10_000 != version:
                 raise ForeignRefused(f"shard {shard} runs another version than home")
-            if self.text_order(node) != order:
+            if self.engine.text_order(node) != order:
                 raise ForeignRefused(f"shard {shard} orders text otherwise than home")
             for name, told in self._collations(node).items():
                 if collations.get(name, told) != told:
@@ -377,7 +379,7 @@ class PostgreSQLForeign(Engine):
         self, node: Any, tables: Sequence[str]
     ) -> dict[str, list[tuple[str, str]]]:
         """Table -> its columns with type and collation, from the catalogue itself."""
-        rows = self.fetch(
+        rows = self.engine.fetch(
             node,
             "SELECT w.name, a.attname, format_type(a.atttypid, -1) || CASE WHEN "
             "a.attcollation <> t.typcollation THEN ' COLLATE ' || "
@@ -396,7 +398,7 @@ class PostgreSQLForeign(Engine):
         return found
 
     def _schemas(self, node: Any, tables: Sequence[str]) -> dict[str, str]:
-        rows = self.fetch(
+        rows = self.engine.fetch(
             node,
             "SELECT w.name, n.nspname FROM unnest(%s::text[]) AS w(name) "
             "JOIN pg_class c ON c.oid = to_regclass(quote_ident(w.name)) "
@@ -407,7 +409,7 @@ class PostgreSQLForeign(Engine):
 
     def _collations(self, node: Any) -> dict[str, tuple[Any, ...]]:
         """The collations that columns name, each with what it does."""
-        rows = self.fetch(
+        rows = self.engine.fetch(
             node,
             "SELECT c.collname, c.collprovider, c.collcollate, c.collctype, "
             "c.collisdeterministic, pg_collation_actual_version(c.oid), "

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from dbfleet.engines.foreign_postgresql import PostgreSQLForeign
 from dbfleet.engines.gather_postgresql import (
     PostgreSQLGather,
     composed,
@@ -23,6 +23,9 @@ from dbfleet.engines.gathering import FragmentSpec, Row
 from dbfleet.engines.merging_postgresql import PostgreSQLMerging
 from dbfleet.engines.wal import WalPositions
 from dbfleet.errors import TwoPhaseUnavailable
+
+if TYPE_CHECKING:
+    from dbfleet.engines.foreign_postgresql import ForeignTables
 
 #: the server's own hash of types whose equal values have more than one text
 _HASHES = {
@@ -41,9 +44,7 @@ _BOUND_WAITS = (
 )
 
 
-class PostgreSQLEngine(
-    PostgreSQLMerging, PostgreSQLForeign, PostgreSQLGather, WalPositions
-):
+class PostgreSQLEngine(PostgreSQLMerging, PostgreSQLGather, WalPositions):
     """What dbfleet needs of this vendor's servers."""
 
     vendor: ClassVar[str] = "postgresql"
@@ -51,6 +52,14 @@ class PostgreSQLEngine(
     can_prepare: ClassVar[bool] = True
     aborts_on_error: ClassVar[bool] = True
     has_binary_text_equality: ClassVar[bool] = True
+    has_foreign_tables: ClassVar[bool] = True
+
+    @cached_property
+    def foreign(self) -> ForeignTables:
+        """Foreign tables of shards in home."""
+        from dbfleet.engines.foreign_postgresql import ForeignTables  # few gathers
+
+        return ForeignTables(self)
 
     # -- statements ---------------------------------------------------------
 

@@ -38,7 +38,7 @@ class ForeignReader:
         """The answer; None where an open route had better fetch the rows.
 
         One round trip to look at the tables, then those of
-        :meth:`~dbfleet.engines.foreign_postgresql.PostgreSQLForeign.gather_foreign`.
+        :meth:`~dbfleet.engines.foreign_postgresql.ForeignTables.gather`.
         Where the setting leaves no choice: RouteRefused E506 for tables that are
         missing or stale, NodeUnavailable E507 for a shard that home cannot read,
         FanoutTimeout E505.
@@ -56,7 +56,7 @@ class ForeignReader:
         deadline_s = conf.settings().fanout.deadline_s
         limits = [s for s in (self.source.limit_s, deadline_s) if s is not None]
         try:
-            found: GatheredRows = self.wrapper.engine.gather_foreign(
+            found: GatheredRows = self.wrapper.engine.foreign.gather(
                 home, self._tables(home), sql, params, min(limits, default=None)
             )
         except Error as error:
@@ -83,7 +83,7 @@ class ForeignReader:
         to home, and connections to the shards where there are none yet."""
         tables = [part.table for part in self.parts]
         links = [self._link(shard) for shard in self._shards()]
-        found: str | None = self.wrapper.engine.foreign_fault(home, links, tables)
+        found: str | None = self.wrapper.engine.foreign.fault(home, links, tables)
         return found
 
     def _shards(self) -> list[str]:
@@ -107,10 +107,10 @@ class ForeignReader:
     def _failed(self, error: Error, deadline_s: float | None) -> None:
         """Remember it where rows can be fetched instead, else raise what it means."""
         engine = self.wrapper.engine
-        failure = engine.foreign_failure(error)
+        failure = engine.foreign.failure(error)
         if self.source.is_open:
             costs.by_fdw(self.alias, self.source.text, float("inf"))
-            if failure is not None and not engine.is_timeout(error):
+            if failure is not None and not engine.foreign.is_timeout(error):
                 costs.note_fault(
                     self.alias, f"home could not read shards: {failure[0]}"
                 )
@@ -120,7 +120,7 @@ class ForeignReader:
             raise error
         shard = failure[1]
         where = f"shard {shard}" if shard else f"one of {', '.join(self._shards())}"
-        if engine.is_timeout(error):
+        if engine.foreign.is_timeout(error):
             raise FanoutTimeout(
                 "E505",
                 f"{where} of alias {self.alias!r} did not answer home's foreign tables "
@@ -150,7 +150,7 @@ def link_of(routing: Any, shard: str) -> ForeignLink:
     """How home reaches a shard's primary as this process knows it."""
     node = routing.node(shard, is_write=False)
     hosts = conf.settings().gather_for(routing.topology).fdw_hosts
-    found: ForeignLink = routing.wrapper.engine.foreign_link(node, shard, hosts)
+    found: ForeignLink = routing.wrapper.engine.foreign.link(node, shard, hosts)
     return found
 
 

@@ -45,7 +45,7 @@ def run(
     costs.forget(database)
     try:
         if remove:
-            for name in engine.remove_foreign(home):
+            for name in engine.foreign.remove(home):
                 stdout.write(f"{name}: removed")
             return
         links = [link_of(routing, shard) for shard in wrapper.topology.shards]
@@ -54,7 +54,7 @@ def run(
                 link.shard: routing.node(link.shard, is_write=False) for link in links
             }
             deadline_s = conf.settings().fanout.deadline_s
-            made = engine.install_foreign(home, shards, links, tables, deadline_s)
+            made = engine.foreign.install(home, shards, links, tables, deadline_s)
             for link in links:
                 stdout.write(
                     f"{link.shard}: {len(made)} foreign tables, read from "
@@ -73,7 +73,7 @@ def _show(stdout: Any, home: Any, engine: Any, links: Any, tables: list[str]) ->
     known = [table for table in tables if engine.table_columns(home, table)]
     faults = 0
     for link in links:
-        fault = engine.foreign_fault(home, [link], known)
+        fault = engine.foreign.fault(home, [link], known)
         faults += fault is not None
         stdout.write(f"{link.shard}: {fault or 'gathers may read its foreign tables'}")
     if faults:
