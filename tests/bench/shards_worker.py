@@ -199,11 +199,13 @@ def _gathered(quick: bool) -> dict[str, Any]:
     from django.db.models import Count, Sum
     from django.test import override_settings
 
-    from tests.bench.shop.models import Line
+    from tests.bench.shop.models import Line, Sale
 
     count = QUICK_JOINED if quick else JOINED
+    # Sales are of 1,000 products, as many of each.
+    products = 1000 * count // Sale.objects.using("four").count()
     lines = Line.objects.using("four").filter(
-        id__lte=count, sale__id__lte=count, sale__quantity__gt=5
+        id__lte=count, sale__product__lt=max(products, 1)
     )
 
     def ask(source: str) -> Any:
