@@ -90,7 +90,6 @@ class Engine:
     counts_commits: ClassVar[bool] = False
     #: asking costs no round trip, so what a node said is not relied on later
     is_local: ClassVar[bool] = False
-
     #: :meth:`make_read_only` makes the server refuse writes
     enforces_read_only: ClassVar[bool] = False
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from django.apps import apps
 from django.core.management.base import CommandError
-from django.db import connections
 
 from dbfleet import conf
 from dbfleet.engines.foreign_postgresql import ForeignRefused
 from dbfleet.errors import ForeignTablesRefused
 from dbfleet.executor import costs
 from dbfleet.executor.foreign import link_of
+from dbfleet.management import aliases
 from dbfleet.planner.route import HOME
 
 HELP = "make or remove the foreign tables by which home reads shards"
@@ -81,12 +81,7 @@ def _show(stdout: Any, home: Any, engine: Any, links: Any, tables: list[str]) ->
 
 
 def _wrapper(database: str) -> Any:
-    if database not in connections.settings:
-        raise CommandError(f"{database!r} is no alias of DATABASES")
-    wrapper: Any = connections[database]
-    topology = getattr(wrapper, "topology", None)
-    if topology is None or not topology.is_sharded:
-        raise CommandError(f"{database!r} is not a sharded alias: it gathers nothing")
+    wrapper = aliases.sharded(database, "gathers nothing")
     if not wrapper.engine.has_foreign_tables:
         raise CommandError(
             f"the shards of {database!r} are no PostgreSQL: gathers fetch rows"

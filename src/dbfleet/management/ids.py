@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.apps import apps
-from django.core.management.base import CommandError, CommandParser
-from django.db import connections, router
+from django.core.management.base import CommandParser
+from django.db import router
 
 from dbfleet import conf
+from dbfleet.management import aliases
 from dbfleet.sharding import ids
 from dbfleet.sharding.ledger import control
 
@@ -27,12 +28,7 @@ def add_arguments(parser: CommandParser) -> None:
 def run(stdout: Any, *, database: str, **options: Any) -> None:
     """One line for each table with leased ids; raises CommandError for an alias that
     is not sharded. Round trips: one for each shard and table, up to four to home."""
-    if database not in connections.settings:
-        raise CommandError(f"{database!r} is no alias of DATABASES")
-    wrapper: Any = connections[database]
-    topology = getattr(wrapper, "topology", None)
-    if topology is None or not topology.is_sharded:
-        raise CommandError(f"{database!r} is not a sharded alias: it leases no ids")
+    wrapper = aliases.sharded(database, "leases no ids")
     for table, field in _leased(wrapper):
         highest = _highest(wrapper, table, field.column)
         following = _following(wrapper, table.name, field.column)

@@ -12,8 +12,9 @@ from typing import Any
 
 from django.apps import apps
 from django.core.management.base import CommandError, CommandParser
-from django.db import connections, router
+from django.db import router
 
+from dbfleet.management import aliases
 from dbfleet.planner.route import HOME
 from dbfleet.sharding import ledger
 from dbfleet.sharding.lookup_builds import BUILDING, Counts, LookupBuild, builds
@@ -46,12 +47,7 @@ def run(
 ) -> None:
     """One line for each lookup; raises CommandError for what differs and was not
     repaired, for models without lookups and aliases without shards."""
-    if database not in connections.settings:
-        raise CommandError(f"{database!r} is no alias of DATABASES")
-    wrapper: Any = connections[database]
-    topology = getattr(wrapper, "topology", None)
-    if topology is None or not topology.is_sharded:
-        raise CommandError(f"{database!r} is not a sharded alias: it has no lookups")
+    wrapper = aliases.sharded(database, "has no lookups")
     wanted = [label.lower() for label in models]
     found = list(_builds(wrapper, wanted))
     missing = set(wanted) - {one.table.opts.label_lower for one in found}

@@ -12,8 +12,8 @@ from collections import Counter
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
-from django.db import connections
 
+from dbfleet.management.aliases import check_known
 from dbfleet.sharding.directory import PARSERS, directory_of, place
 from dbfleet.sharding.directory_repair import Repair
 
@@ -39,8 +39,7 @@ def run(
     **options: Any,
 ) -> None:
     """Raises CommandError for what cannot be read, placed, or is on two shards."""
-    if database not in connections.settings:
-        raise CommandError(f"{database!r} is no alias of DATABASES")
+    check_known(database)
     wrapper, directory = directory_of(database)
     if repair:
         if key is not None:

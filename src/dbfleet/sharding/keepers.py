@@ -9,7 +9,6 @@ nothing is sent.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
@@ -103,9 +102,14 @@ def _record(
     if is_spread and not engine.fetch(home, "SELECT 1 FROM dbfleet_unique LIMIT 1"):
         create_on(shards)
         wanted = shards
-    with contextlib.suppress(Error):  # another process was first; its record counts
+    try:
         engine.run(home, _RECORD, [" ".join(wanted)]).close()
-    return recorded(engine, home) or wanted
+    except Error:
+        found = recorded(engine, home)
+        if found is None and wanted != (HOME,):
+            raise  # others could take other shards for them
+        return found or wanted  # another process was first; its record counts
+    return wanted
 
 
 def _wrong(wrapper: Any, problem: str) -> ConfigurationError:
