@@ -73,6 +73,14 @@ def made(
     return built
 
 
+def made_on(project: Make, mariadb: Any, new_database: Callable[[Any], str]) -> Project:
+    urls = {
+        name: mariadb.url(new_database(mariadb))
+        for name in ("home", "a", "b", "c", "plain")
+    }
+    return made(project, urls, "import pymysql\npymysql.install_as_MySQLdb()")
+
+
 def files(tmp_path: Any) -> dict[str, Any]:
     return {
         name: f"sqlite:///{tmp_path}/{name}.sqlite3"
@@ -199,12 +207,7 @@ def test_a_moved_row_keeps_its_foreign_key(
     project: Make, mariadb: Any, new_database: Callable[[Any], str]
 ) -> None:
     """The foreign key is checked on the shard that the row goes to."""
-    urls = {
-        name: mariadb.url(new_database(mariadb))
-        for name in ("home", "a", "b", "c", "plain")
-    }
-    settings = "import pymysql\npymysql.install_as_MySQLdb()"
-    found = made(project, urls, settings).run(
+    found = made_on(project, mariadb, new_database).run(
         """
         from app.models import Customer, Order
 
@@ -227,12 +230,7 @@ def test_gathered_tables_have_the_indexes_of_their_tables(
     project: Make, mariadb: Any, new_database: Callable[[Any], str]
 ) -> None:
     """MariaDB 10.11 loses a group of this query where the inner table has no index."""
-    urls = {
-        name: mariadb.url(new_database(mariadb))
-        for name in ("home", "a", "b", "c", "plain")
-    }
-    settings = "import pymysql\npymysql.install_as_MySQLdb()"
-    found = made(project, urls, settings).run(
+    found = made_on(project, mariadb, new_database).run(
         """
         from uuid import UUID
         from app.models import Customer, Item, Line, Order
