@@ -21,8 +21,8 @@ def commit_early() -> None:
     ) -> None:
         for part in writers:
             self._prepare(part)
-            del self.enlisted[part.cluster]
-        self._write_decision(writers)
+            del self.enlisted[part.key]
+        self._write_decision(writers, None)
         for part in writers:
             self.engine.commit_prepared(part.node, part.gid)
         commit_home()
