@@ -9,6 +9,7 @@ later) beside ``shard1`` … ``shard8``, each of its shards as plain Django has 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,9 +52,7 @@ def measure_shards(
     ``rows`` of the tables, 2 million unless it is quick.
     """
     with Rig(durable=False) as rig:
-        servers = rig.postgresql_cluster(
-            databases=NAMES, options={"shared_buffers": "512MB", "work_mem": "32MB"}
-        )
+        servers = rig.postgresql_cluster(databases=NAMES, options=_tuned())
         far = {}
         proxies = []
         for name in ("far_home", *EIGHT):
@@ -71,6 +70,18 @@ def measure_shards(
         results += measuring.ask("far", quick=quick)
         measuring.close()
     return list(results)
+
+
+def _tuned() -> dict[str, str]:
+    """The server's settings, for one database as for shards: as many parallel workers
+    as there are cores. By default PostgreSQL starts up to eight, which is more than
+    small machines have, and four queries at once then wait for each other's."""
+    workers = str(os.cpu_count() or 2)
+    return {
+        "shared_buffers": "512MB",
+        "work_mem": "32MB",
+        "max_parallel_workers": workers,
+    }
 
 
 def _project(directory: Path, servers: Any, far: dict[str, str]) -> Project:

@@ -219,6 +219,17 @@ def test_lost_answer(proxy: FaultProxy, server: EchoServer) -> None:
         assert ask(other, b"b") == b"B"
 
 
+def test_lost_answer_to_a_statement(proxy: FaultProxy, server: EchoServer) -> None:
+    with connect(proxy) as client, connect(proxy) as other:
+        proxy.cut_answer_to("COMMIT")
+        assert ask(client, b"12345UPDATE") == b"12345UPDATE"
+        client.sendall(b"12345COMMIT")
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert server.received.endswith(b"COMMIT")
+        assert ask(other, b"12345COMMIT") == b"12345COMMIT", "only once"
+
+
 def test_lost_request(proxy: FaultProxy, server: EchoServer) -> None:
     with connect(proxy) as client:
         assert ask(client, b"a") == b"A"

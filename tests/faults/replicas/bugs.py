@@ -513,7 +513,7 @@ def rows_of_failure() -> None:
     _is(ReadCursor, "_drop", lambda self: None)
 
 
-LOST = "pause,late,mute"
+LOST = "pause,late,mute,unanswered"
 
 BUGS = {
     "ignore-floors": Bug(ignore_floors),
@@ -538,7 +538,7 @@ BUGS = {
     "primary-read-unseen": Bug(primary_read_unseen),
     "rollback-unseen": Bug(rollback_unseen),
     "commit-unseen": Bug(commit_unseen),
-    "failed-commit-unseen": Bug(failed_commit_unseen, LOST, 200000),
+    "failed-commit-unseen": Bug(failed_commit_unseen, "pause,late,unanswered", 100000),
     "write-unseen": Bug(write_unseen),
     "failed-write-unseen": Bug(failed_write_unseen, LOST, 60000),
     "raw-unseen": Bug(raw_unseen),

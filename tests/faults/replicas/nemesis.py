@@ -28,6 +28,7 @@ FAULTS: dict[str, tuple[float, float]] = {
     "silence": (2, 0.5),
     "lose": (6, 6),
     "mute": (0.5, 4),
+    "unanswered": (0, 3),
     "refuse": (1, 0.5),
 }
 LASTS_S = (0.03, 0.4)
@@ -124,6 +125,7 @@ class Nemesis:
             "silence": lambda name: self.servers.proxies[name].black_hole(),
             "lose": self._lose,
             "mute": lambda name: self.servers.proxies[name].cut_after(0),
+            "unanswered": lambda name: self.servers.proxies[name].cut_answer_to("COMMIT"),
             "refuse": self._refuse,
         }
         role = "primary" if name == self.servers.leader else "replica"

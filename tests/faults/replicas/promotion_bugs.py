@@ -49,6 +49,8 @@ def trust_the_returned() -> None:
 def old_primary_as_replica() -> None:
     """A server that was a replica once is one for good."""
     _is(NodeSet, "_verify", lambda self, cluster, node, name: True)
+    # Where servers tell timelines, this would stand in for it.
+    _is(Replicas, "_follows", lambda self, cluster, name, node: True)
 
 
 def old_timeline_goes_on() -> None:

@@ -33,6 +33,8 @@ CHUNK_BYTES = 65_536
 BACKLOG = 128
 #: Chunks that may wait in one direction of one connection.
 QUEUED_CHUNKS = 64
+#: What stands before a statement's text: its kind and length, or length, number, kind.
+HEADER_BYTES = 5
 DEFAULT_PORTS = {"postgres": 5432, "postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 #: Closing a socket with this option resets the connection.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -58,6 +60,8 @@ class _Connection:
     server: socket.socket
     last: Direction = "to_client"
     has_ended: bool = False
+    #: the next answer is to be lost
+    loses_answer: bool = False
 
     def close(self) -> None:
         """Close both ends; a connection that has not ended by itself is reset."""
@@ -83,6 +87,7 @@ class FaultProxy:
         self._delay_s = 0.0
         self._cut_direction: Direction | None = None
         self._cut_bytes_left = 0
+        self._cut_request: bytes | None = None
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._listener: socket.socket | None = None
         self._owner = os.getpid()
@@ -103,7 +108,7 @@ class FaultProxy:
 
         async def change() -> None:
             self._delay_s = 0.0
-            self._cut_direction = None
+            self._cut_direction = self._cut_request = None
             self._flowing.set()
             self._listen()
             self._accept()
@@ -147,6 +152,18 @@ class FaultProxy:
         async def change() -> None:
             self._cut_direction = direction
             self._cut_bytes_left = count
+
+        self._do(change)
+
+    def cut_answer_to(self, statement: str) -> None:
+        """Let the next statement that begins so reach the server; lose the answer.
+
+        Happens once. Seen are statements that are sent as text: both protocols put it
+        after five bytes of a message, which has to arrive as one.
+        """
+
+        async def change() -> None:
+            self._cut_request = statement.encode()
 
         self._do(change)
 
@@ -273,7 +290,7 @@ class FaultProxy:
             if (wait_s := due - self._loop.time()) > 0:
                 await asyncio.sleep(wait_s)
             await self._flowing.wait()
-            passing = self._within_budget(chunk, direction)
+            passing = self._within_budget(connection, chunk, direction)
             if to_server:
                 self.counts.bytes_to_server += len(passing)
             else:
@@ -284,8 +301,15 @@ class FaultProxy:
         await self._flowing.wait()
         sink.shutdown(socket.SHUT_WR)
 
-    def _within_budget(self, chunk: bytes, direction: Direction) -> bytes:
+    def _within_budget(
+        self, connection: _Connection, chunk: bytes, direction: Direction
+    ) -> bytes:
         """Return the part of ``chunk`` that may pass, and pay for it."""
+        if direction == "to_client" and connection.loses_answer:
+            return b""
+        if direction == "to_server" and self._cut_request is not None:
+            if chunk[HEADER_BYTES:].startswith(self._cut_request):
+                connection.loses_answer, self._cut_request = True, None
         if self._cut_direction != direction:
             return chunk
         passing = chunk[: self._cut_bytes_left]
