@@ -125,7 +125,7 @@ class Nemesis:
             "silence": lambda name: self.servers.proxies[name].black_hole(),
             "lose": self._lose,
             "mute": lambda name: self.servers.proxies[name].cut_after(0),
-            "unanswered": lambda name: self.servers.proxies[name].cut_answer_to("COMMIT"),
+            "unanswered": self._lose_commit,
             "refuse": self._refuse,
         }
         role = "primary" if name == self.servers.leader else "replica"
@@ -138,6 +138,9 @@ class Nemesis:
         direction = self._chance.choice(DIRECTIONS)
         count = self._chance.choice((0, 0, 50, 300, 1500))
         self.servers.proxies[name].cut_after(count, direction)
+
+    def _lose_commit(self, name: str) -> None:
+        self.servers.proxies[name].cut_answer_to("COMMIT")
 
     def _refuse(self, name: str) -> None:
         self.servers.proxies[name].refuse()

@@ -307,9 +307,9 @@ class FaultProxy:
         """Return the part of ``chunk`` that may pass, and pay for it."""
         if direction == "to_client" and connection.loses_answer:
             return b""
-        if direction == "to_server" and self._cut_request is not None:
-            if chunk[HEADER_BYTES:].startswith(self._cut_request):
-                connection.loses_answer, self._cut_request = True, None
+        wanted = self._cut_request if direction == "to_server" else None
+        if wanted is not None and chunk.startswith(wanted, HEADER_BYTES):
+            connection.loses_answer, self._cut_request = True, None
         if self._cut_direction != direction:
             return chunk
         passing = chunk[: self._cut_bytes_left]
