@@ -19,6 +19,7 @@ BOUNDED ?=
 COUNT ?= 500
 FORCE ?=
 SOURCE ?=
+CLAIMS ?=
 SEEDS ?=
 JOBS ?= 1
 # make differential, make faults
@@ -65,10 +66,10 @@ conformance: $(VENV)/.test ## Django's own tests (ALIAS ENGINE SHARDS APPS BOUND
 		$(if $(APPS),--apps $(APPS)) $(if $(BOUNDED),--bounded)
 
 .PHONY: differential
-differential: $(VENV)/.test ## random querysets, one database v fleets (COUNT SEED SEEDS JOBS ENGINE FORCE SOURCE)
+differential: $(VENV)/.test ## random querysets, one database v fleets (COUNT SEED SEEDS JOBS ENGINE FORCE SOURCE CLAIMS)
 	@$(BIN)/python -m tests.differential --count $(COUNT) --engine $(ENGINE) \
 		$(if $(SEED),--seed $(SEED)) $(if $(FORCE),--force $(FORCE)) \
-		$(if $(SOURCE),--source $(SOURCE)) \
+		$(if $(SOURCE),--source $(SOURCE)) $(if $(CLAIMS),--claims $(CLAIMS)) \
 		$(if $(SEEDS),--seeds $(SEEDS) --jobs $(JOBS)) \
 		$(if $(filter command line,$(origin SHARDS)),--shards $(SHARDS))
 

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     rungs: Counter[str] = Counter()
     whys: Counter[str] = Counter()
     with (
-        serve(given.engine, given.shards, given.source) as fleet,
+        serve(given.engine, given.shards, given.source, given.claims) as fleet,
         counted(rungs, whys),
         forced(given.force, seed),
     ):
@@ -153,6 +153,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         default="rows",
         help="where gathers have their rows from: fetched, or foreign tables of home "
         "(PostgreSQL); auto: as measured",
+    )
+    parser.add_argument(
+        "--claims",
+        choices=("home", "shards"),
+        default="home",
+        help="where unique values are claimed",
     )
     parser.add_argument("--round", type=int, help="only this round of a run")
     parser.add_argument(

@@ -38,7 +38,9 @@ def problems(alias: str, raw: dict[str, Raw]) -> list[str]:
         *_layout_problems(held),
         *_key_problems(alias, held),
         *_companion_problems(held),
-        *_claim_problems(alias, raw["home"][CLAIMS]),
+        *_claim_problems(
+            alias, [one for tables in raw.values() for one in tables.get(CLAIMS, ())]
+        ),
     ]
 
 
@@ -107,7 +109,7 @@ def _companion_problems(held: Held) -> Iterator[str]:
 
 
 def _claim_problems(alias: str, raw: list[tuple[Any, ...]]) -> Iterator[str]:
-    """Claims in home against what the stored rows claim."""
+    """Claims, wherever they are kept, against what the stored rows claim."""
     from dbfleet.sharding.claims import Claims
 
     wrapper = _wrapper(alias)

@@ -16,7 +16,7 @@ from django.db import connections
 from tests.differential.data import LABELS, Rows, load, model_of, snapshot
 from tests.differential.fleet import PLAIN, Fleet
 
-#: the table of home that says which unique values are taken
+#: the table of home, or of every shard, that says which unique values are taken
 CLAIMS = "dbfleet_unique"
 CLAIM_COLUMNS = (
     "table_name", "claim", "row_key", "constraint_name", "shard", "gid",
@@ -43,7 +43,7 @@ class Contents:
                 node,
                 [
                     f"CREATE TABLE {_copy(table)} AS SELECT * FROM {table} WHERE 1 = 0"
-                    for table in map(_table, _labels(node))
+                    for table in map(_table, self._labels(node))
                 ],
             )
 
@@ -54,7 +54,8 @@ class Contents:
 
     def look(self) -> bool:
         """Read every database; whether one has other rows than those last judged."""
-        before, self.raw = self.raw, {n: _read(a) for n, a in self.nodes.items()}
+        before, nodes = self.raw, self.nodes
+        self.raw = {n: _read(a, self._labels(a)) for n, a in nodes.items()}
         found = _changed(before, self.raw)
         self.changed |= found & set(LABELS)
         return bool(found or self.changed)
@@ -81,13 +82,16 @@ class Contents:
             raise RuntimeError(f"{sorted(wrong)} of {self.alias} could not be restored")
         self.changed = set()
 
+    def _labels(self, node: str) -> tuple[str, ...]:
+        return (*LABELS, CLAIMS) if self.fleet.keeps_claims(node) else LABELS
+
     def _copy_all(self, target: Any, source: Any) -> None:
         """Copy the tables that are not as they were kept, inside their servers."""
         kept, _ = self._kept
         for name, node in self.nodes.items():
             labels = _changed({name: kept.get(name, {})}, {name: self.raw[name]})
             # Parents first where rows come, children first where they go.
-            wanted = [one for one in _labels(node) if one in labels]
+            wanted = [one for one in self._labels(node) if one in labels]
             _run(
                 node,
                 [f"DELETE FROM {_named(target, one)}" for one in reversed(wanted)]
@@ -109,10 +113,6 @@ def _table(label: str) -> str:
 
 def _copy(table: str) -> str:
     return f"kept_{table}"
-
-
-def _labels(node: str) -> tuple[str, ...]:
-    return (*LABELS, CLAIMS) if node.endswith("_home") else LABELS
 
 
 def _changed(before: dict[str, Raw], after: dict[str, Raw]) -> set[str]:
@@ -138,17 +138,18 @@ def _text(row: tuple[Any, ...]) -> str:
     return repr([one + 0.0 if isinstance(one, float) else one for one in row])
 
 
-def _read(node: str) -> Raw:
+def _read(node: str, labels: Iterable[str]) -> Raw:
     """Every row of a database; one round trip, but on SQLite."""
     connection = connections[node]
     quote = connection.ops.quote_name
     statements = {}
-    for label in LABELS:
+    for label in labels:
+        if label == CLAIMS:
+            statements[label] = f"SELECT {', '.join(CLAIM_COLUMNS)} FROM {CLAIMS}"
+            continue
         opts = model_of(label)._meta
         columns = ", ".join(quote(field.column) for field in opts.local_concrete_fields)
         statements[label] = f"SELECT {columns} FROM {opts.db_table}"
-    if node.endswith("_home"):
-        statements[CLAIMS] = f"SELECT {', '.join(CLAIM_COLUMNS)} FROM {CLAIMS}"
     found: Raw = {}
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":

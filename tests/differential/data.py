@@ -303,7 +303,7 @@ def clear(fleet: Fleet, alias: str) -> None:
     for node in nodes:
         connection = connections[node]
         quote = connection.ops.quote_name
-        own = ["dbfleet_unique"] if node.endswith("_home") else []
+        own = ["dbfleet_unique"] if fleet.keeps_claims(node) else []
         statements = [f"DELETE FROM {quote(table)}" for table in (*tables, *own)]
         with connection.constraint_checks_disabled(), connection.cursor() as cursor:
             if connection.vendor == "postgresql":

@@ -31,10 +31,18 @@ class Fleet:
     engine: str
     #: sharded alias -> node name -> plain alias of the node's own database
     nodes: dict[str, dict[str, str]]
+    #: where unique values are claimed: "home" or "shards"
+    claims: str = "home"
 
     @property
     def sharded(self) -> tuple[str, ...]:
         return tuple(self.nodes)
+
+    def keeps_claims(self, node: str) -> bool:
+        """Whether a node, by its plain alias, has a table of claims."""
+        if node == PLAIN:
+            return False
+        return self.claims == "shards" or node.endswith("_home")
 
     @property
     def folds_text(self) -> bool:
@@ -69,7 +77,10 @@ def current() -> str:
 
 @contextlib.contextmanager
 def serve(
-    engine: str, shard_counts: Sequence[int], source: str = "rows"
+    engine: str,
+    shard_counts: Sequence[int],
+    source: str = "rows",
+    claims: str = "home",
 ) -> Iterator[Fleet]:
     """Start a server, set Django up and make every table."""
     with contextlib.ExitStack() as stack:
@@ -85,8 +96,8 @@ def serve(
             declared[alias] = {
                 name: servers.node(n) for name, n in nodes[alias].items()
             }
-        _configure(engine, entries, declared, source)
-        fleet = Fleet(engine, nodes)
+        _configure(engine, entries, declared, source, claims)
+        fleet = Fleet(engine, nodes, claims)
         _create_tables(fleet)
         if source != "rows":
             _make_foreign_tables(fleet)
@@ -132,6 +143,7 @@ def _configure(
     entries: dict[str, Any],
     declared: dict[str, dict[str, Any]],
     source: str,
+    claims: str,
 ) -> None:
     import django
     from django.conf import settings
@@ -147,6 +159,7 @@ def _configure(
         count = len(declared[alias]) - 1
         rows = INLINE_ROWS.get(count, 50)
         entry["GATHER"] = {"INLINE_ROWS": rows, "SOURCE": source}
+        entry["CLAIMS"] = claims
     settings.configure(
         SECRET_KEY="differential",
         INSTALLED_APPS=[

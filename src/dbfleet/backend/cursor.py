@@ -165,6 +165,8 @@ class RawCursor:
         if statement.kind == "session":
             if statement.verb in {"SET", "RESET"} or _is_pragma_setting(sql):
                 routing.keep_to_home()
+                if routing.wrapper.transaction.takes_first(sql):
+                    everywhere = (HOME, *routing.wrapper.transaction.shards)
                 return routing.scatter(everywhere, is_write=False)
             return self._on(routing.node(HOME, is_write=False))
         if statement.verb == "SELECT" and _SEQUENCE_CALL.search(sql):

@@ -342,9 +342,14 @@ class Engine:
 
     # -- transactions ---------------------------------------------------------
 
-    def begin(self, node: Any, gid: str) -> None:
-        """Begin a transaction that may later be prepared as ``gid``."""
+    def begin(self, node: Any, gid: str, first: Sequence[str] = ()) -> None:
+        """Begin a transaction that may later be prepared as ``gid``; ``first`` are
+        statements that :meth:`comes_first` is true of."""
         self.run(node, "BEGIN").close()
+
+    def comes_first(self, sql: str) -> bool:
+        """Whether a transaction takes this statement before its first query alone."""
+        return False
 
     def commit(self, node: Any, gid: str) -> None:
         """Commit a transaction that was begun and not prepared."""

@@ -110,7 +110,7 @@ class MySQLEngine(MySQLMerging, MySQLGather, GtidPositions):
     # XA START is refused inside an open transaction, so a node's transaction is an
     # XA branch from its first statement on.
 
-    def begin(self, node: Any, gid: str) -> None:
+    def begin(self, node: Any, gid: str, first: Sequence[str] = ()) -> None:
         self.run(node, f"XA START '{gid}'").close()
 
     def commit(self, node: Any, gid: str) -> None:

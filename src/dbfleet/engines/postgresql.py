@@ -9,6 +9,7 @@ Sources: PostgreSQL manual, "System Administration Functions" (positions),
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,6 +39,7 @@ _HASHES = {
 LOCK_TIMEOUT_S = 30
 #: how long connecting to a replica may take, where the project does not say
 CONNECT_TIMEOUT_S = 3
+_SET_TRANSACTION = re.compile(r"\s*SET\s+(LOCAL\s+)?TRANSACTION\s[\w\s,]+\Z", re.I)
 _BOUND_WAITS = (
     "SELECT set_config('lock_timeout', CASE current_setting('lock_timeout') "
     f"WHEN '0' THEN '{LOCK_TIMEOUT_S}s' ELSE current_setting('lock_timeout') END, true)"
@@ -133,15 +135,18 @@ class PostgreSQLEngine(PostgreSQLMerging, PostgreSQLGather, WalPositions):
 
     # -- transactions ---------------------------------------------------------
 
-    def begin(self, node: Any, gid: str) -> None:
+    def begin(self, node: Any, gid: str, first: Sequence[str] = ()) -> None:
         level = node.settings_dict["OPTIONS"].get("isolation_level")
         name = getattr(level, "name", None)
         suffix = f" ISOLATION LEVEL {name.replace('_', ' ')}" if name else ""
         node.ensure_connection()
         with node.wrap_database_errors:
             # One message, which must not become a prepared statement.
-            begin = f"BEGIN{suffix}; {_BOUND_WAITS}"
+            begin = "; ".join((f"BEGIN{suffix}", *first, _BOUND_WAITS))
             node.create_cursor().execute(begin, prepare=False).close()
+
+    def comes_first(self, sql: str) -> bool:
+        return _SET_TRANSACTION.match(sql) is not None
 
     def prepare(self, node: Any, gid: str) -> None:
         cursor = self.run(node, f"PREPARE TRANSACTION {quote_literal(gid)}")

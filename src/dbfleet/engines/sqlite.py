@@ -50,7 +50,7 @@ class SQLiteEngine(SQLiteGather, CommitCounter):
     def make_read_only(self, node: Any) -> None:
         self.run(node, "PRAGMA query_only = ON").close()
 
-    def begin(self, node: Any, gid: str) -> None:
+    def begin(self, node: Any, gid: str, first: Sequence[str] = ()) -> None:
         self.run(node, "BEGIN").close()
 
     def settling_sql(self, gid: str, *, commit: bool) -> str:

@@ -79,6 +79,8 @@ class FleetTransaction:
         self.wrapper = wrapper
         self.enlisted: dict[str, Participant] = {}
         self.savepoints: list[str] = []
+        #: what was set for the transaction before any query, for nodes yet to begin
+        self._first: list[str] = []
         self.home_wrote = False
         #: a statement reached home, so the session may have seen something there
         self.home_touched = False
@@ -141,7 +143,7 @@ class FleetTransaction:
         part = self.enlisted.get(_key(cluster, is_keeper=is_keeper))
         if part is None:
             gid = self._gid(cluster, is_keeper=is_keeper)
-            self.engine.begin(node, gid)
+            self.engine.begin(node, gid, self._first)
             server = self.wrapper.nodes.clusters[cluster].primary
             part = Participant(cluster, node, gid, node.connection, server, is_keeper)
             self.enlisted[part.key] = part
@@ -151,11 +153,24 @@ class FleetTransaction:
             raise self._ended(part)
         part.wrote = part.wrote or is_write
 
+    def takes_first(self, sql: str) -> bool:
+        """Whether ``sql`` is kept for the nodes that are not in the transaction yet,
+        which could not take it after they have begun; no I/O."""
+        is_kept = self.is_open and not self.savepoints and self.engine.comes_first(sql)
+        if is_kept:
+            self._first.append(sql)
+        return is_kept
+
     def holds(self, cluster: str) -> bool:
         """Whether something of the transaction is on this cluster's primary."""
         if cluster == HOME:
             return self.wrapper.connection is not None
         return cluster in self.enlisted or self.has_keeper(cluster)
+
+    @property
+    def shards(self) -> list[str]:
+        """The shards whose rows the transaction has read or written; no I/O."""
+        return [part.cluster for part in self.enlisted.values() if not part.is_keeper]
 
     def has_keeper(self, cluster: str) -> bool:
         """Whether the transaction wrote claims on this shard; no I/O."""
@@ -591,6 +606,7 @@ class FleetTransaction:
             self._end(part, self.engine.commit)
         self.enlisted.clear()
         self.savepoints.clear()
+        self._first.clear()
         self.home_wrote = self.home_touched = False
         self._id = ""
         if self.changed_timezone:

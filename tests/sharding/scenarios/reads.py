@@ -501,6 +501,28 @@ def check_a_transaction_by_hand_is_refused() -> None:
             _rows("SELECT set_config('app.tenant', '7', false)")
 
 
+def check_a_transaction_is_isolated_on_every_node() -> None:
+    if engine() != "postgresql":
+        return
+    here, there = apart(Parcel)
+    shown = "SHOW transaction_isolation"
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        same(Parcel.objects.filter(region__in=[here, there]).count(), 0)
+        for region in (here, there):
+            node = connection.nodes.primary(shard_of(Parcel, region))
+            same(connection.engine.fetch(node, shown)[0][0], "repeatable read")
+        same(_rows(shown)[0][0], "repeatable read")
+        with refused(DatabaseError, "before any query"), connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+        transaction.set_rollback(True)
+    with transaction.atomic():
+        same(Parcel.objects.count(), 0)
+        node = connection.nodes.primary(shard_of(Parcel, here))
+        same(connection.engine.fetch(node, shown)[0][0], "read committed")
+
+
 def check_settings_of_the_session_reach_every_node() -> None:
     if engine() == "sqlite":
         return
