@@ -56,6 +56,8 @@ class Reads(Conditions):
     def case(self) -> Case:
         """A random read."""
         found: Case = self.one(self.makers())()
+        while self.engine == "mariadb" and _is_told_apart(str(found.code)):
+            found = self.one(self.makers())()
         if self.chance(0.1):
             inside = Code("atomically(lambda: ", (found.code,), tail=")()[0]", least=1)
             if not found.expected.is_ordered and not found.expected.keys:
@@ -504,3 +506,11 @@ class Reads(Conditions):
         tail = self._sliced() if self.chance(0.3) else ""
         code = Code(f"{model.__name__}.objects.all()", tuple(steps), glue="", tail=tail)
         return self._rows(call("list", code), ordered=True)
+
+
+def _is_told_apart(source: str) -> bool:
+    """Whether MariaDB 10.11 may find equal values distinct: with DISTINCT, it compares
+    what a deviation is worked out from, as in
+    ``SELECT DISTINCT VAR_POP(number) FROM orders GROUP BY id``."""
+    has_deviation = "Variance(" in source or "StdDev(" in source
+    return has_deviation and ".distinct(" in source
