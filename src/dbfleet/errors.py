@@ -73,6 +73,7 @@ CATALOGUE: dict[str, str] = {
     "E412": "more rows would change their shard than the limit",
     "E413": "a key cannot be placed on a shard",
     "E414": "claims are kept elsewhere than the settings say",
+    "E415": "an UPDATE reads what it has assigned",
     # 5xx: gather
     "E501": "a query of several shards needs more rows than its limit",
     "E502": "a query of several shards needs more bytes than its limit",

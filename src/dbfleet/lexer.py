@@ -341,6 +341,36 @@ def _clauses(tokens: Sequence[Token]) -> list[str]:
     return found
 
 
+_AFTER_TABLE = word_set("""
+    WHERE ON USING LEFT RIGHT FULL INNER OUTER CROSS NATURAL JOIN STRAIGHT_JOIN GROUP
+    HAVING WINDOW ORDER LIMIT OFFSET FETCH UNION EXCEPT INTERSECT FOR LOCK SET INTO
+    RETURNING PARTITION USE FORCE IGNORE TABLESAMPLE
+""")
+
+
+@by_text
+def table_places(sql: str, vendor: str, name: str) -> tuple[tuple[int, int, bool], ...]:
+    """Return where the name stands as a table of a FROM or JOIN: start, end, and
+    whether an alias follows. None where the text is unclear."""
+    if is_unclear(sql, vendor):
+        return ()
+    tokens, found = significant(sql, vendor), []
+    for i, (token, clause) in enumerate(zip(tokens, _clauses(tokens), strict=True)):
+        if (
+            clause == "from"
+            and token.kind in NAME_KINDS[vendor]
+            and _folded(sql, token) == name.lower()
+            and value_at(tokens, i - 1) in _BEFORE_TABLE
+            and value_at(tokens, i + 1) != "."
+        ):
+            after = tokens[i + 1] if i + 1 < len(tokens) else None
+            has_alias = after is not None and (
+                after.kind in NAME_KINDS[vendor] and after.value not in _AFTER_TABLE
+            )
+            found.append((token.start, token.end, has_alias))
+    return tuple(found)
+
+
 def is_qualified(sql: str, vendor: str, name: str) -> bool:
     """Return whether the table may be named with its schema, as ``schema.name``.
 

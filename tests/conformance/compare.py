@@ -22,7 +22,7 @@ CLASSES = frozenset(
     }
 )
 ALIASES = ("cluster", "sharded")
-ENGINES = ("postgresql", "mariadb", "sqlite")
+ENGINES = ("postgresql", "mariadb", "mysql", "sqlite")
 DJANGO_SERIES = ("5.2", "6.1")
 # What unittest makes of a label that it cannot import: no test, so no baseline either.
 IMPORT_FAILURES = "unittest.loader."

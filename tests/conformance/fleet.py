@@ -15,9 +15,12 @@ from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
 from tests.conformance.sources import CannotRun
+from tests.support import newer  # noqa: F401  (names MySQL where it was fetched)
 
 if TYPE_CHECKING:
-    from dbfleet.testing.rig import MariaDBCluster, PostgresCluster
+    from dbfleet.testing.rig import MariaDBCluster, MySQLCluster, PostgresCluster
+
+    Cluster = PostgresCluster | MariaDBCluster | MySQLCluster
 
 CLUSTER_REPLICAS = 2
 # Neither run keeps its files, so neither waits for the disk.
@@ -52,13 +55,15 @@ def serve(
     from dbfleet.testing.rig import Rig, RigError
 
     replicas = CLUSTER_REPLICAS if alias == "cluster" else 0
-    cluster: PostgresCluster | MariaDBCluster
+    cluster: Cluster
     try:
         with Rig() as rig:
             if engine == "postgresql":
                 cluster = rig.postgresql_cluster(replicas=replicas)
-            else:
+            elif engine == "mariadb":
                 cluster = rig.mariadb_cluster(replicas=replicas)
+            else:
+                cluster = rig.mysql_cluster(replicas=replicas)
             yield databases(alias, ServerNodes(cluster), shards, replicas)
             if keep:
                 pids = " ".join(str(server.pid) for server in rig.servers)
@@ -115,7 +120,7 @@ class SQLiteNodes:
 class ServerNodes:
     """Databases of one cluster of the rig, created when they are first named."""
 
-    def __init__(self, cluster: PostgresCluster | MariaDBCluster) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.created: set[str] = set()
 
@@ -143,7 +148,7 @@ def write_settings(
 ) -> Path:
     """Write one settings module; ``alias`` is ``plain`` for the plain engine."""
     parts = ['"""Settings of a conformance run; written by it."""\n']
-    if engine == "mariadb":
+    if engine in ("mariadb", "mysql"):
         parts.append("import pymysql\n\npymysql.install_as_MySQLdb()\n")
     if alias in ("cluster", "sharded"):
         parts.append("from dbfleet import Cluster, Sharded, databases\n")

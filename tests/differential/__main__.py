@@ -16,7 +16,7 @@ from unittest import mock
 
 from tests.differential.several import LAST_LINE, run_all, seeds_of, shown
 
-ENGINES = ("postgresql", "mariadb", "sqlite")
+ENGINES = ("postgresql", "mariadb", "mysql", "sqlite")
 #: cases of a bounded run, by engine
 BOUNDED = {"postgresql": 450, "sqlite": 450}
 #: rows up to which a forced gather takes a table for small, by seed

@@ -160,5 +160,11 @@ def _is_in_transaction(node: Any) -> bool:
     if node.vendor == "postgresql":
         return int(node.connection.info.transaction_status) != 0
     with node.connection.cursor() as cursor:
-        cursor.execute("SELECT @@in_transaction")
-        return bool(cursor.fetchone()[0])
+        if node.mysql_is_mariadb:
+            cursor.execute("SELECT @@in_transaction")
+            return bool(cursor.fetchone()[0])
+        try:  # refused inside a transaction; the level is that of all of Django's
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        except node.Database.Error:
+            return True
+        return False

@@ -32,7 +32,7 @@ class Conditions(Schema):
         super().__init__(rng, rows)
         self.engine = engine
         #: text that differs may be equal to the database
-        self.folds = engine == "mariadb"
+        self.folds = engine in ("mariadb", "mysql")
 
     def lookup(self, path: Path) -> Code:
         """``path__lookup=value``"""

@@ -179,7 +179,9 @@ class Maker:
 
     def _customer(self) -> Iterator[Row]:
         made: list[int] = []
-        keys = self.ids(self.count(14), with_zero=self.engine != "mariadb")
+        keys = self.ids(
+            self.count(14), with_zero=self.engine not in ("mariadb", "mysql")
+        )
         for pk, email in zip(keys, self.rng.sample(NAMES, 30), strict=False):
             note = "long" * 20_000 if self.rng.random() < 0.01 else self.one(TEXTS)
             yield {

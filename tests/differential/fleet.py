@@ -15,6 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tests.support import newer  # noqa: F401  (names MySQL where it was fetched)
+
 PLAIN = "plain"
 #: automatic ids start above, so that they never meet one that a case gives
 AUTOMATIC = 100_000
@@ -47,7 +49,7 @@ class Fleet:
     @property
     def folds_text(self) -> bool:
         """Whether text that differs may be equal to the database."""
-        return self.engine == "mariadb"
+        return self.engine in ("mariadb", "mysql")
 
 
 class CurrentAlias:
@@ -122,7 +124,8 @@ def _servers(engine: str, stack: contextlib.ExitStack) -> Any:
     import pymysql
 
     pymysql.install_as_MySQLdb()
-    return ServerNodes(rig.mariadb_cluster())
+    is_mysql = engine == "mysql"
+    return ServerNodes(rig.mysql_cluster() if is_mysql else rig.mariadb_cluster())
 
 
 def _entry(servers: Any, name: str) -> dict[str, Any]:
@@ -221,6 +224,7 @@ def _raise_counters(fleet: Fleet) -> None:
 _COUNTERS = {
     "postgresql": f'ALTER SEQUENCE "{{table}}_id_seq" RESTART WITH {AUTOMATIC}',
     "mariadb": f"ALTER TABLE `{{table}}` AUTO_INCREMENT = {AUTOMATIC}",
+    "mysql": f"ALTER TABLE `{{table}}` AUTO_INCREMENT = {AUTOMATIC}",
     "sqlite": "INSERT INTO sqlite_sequence (name, seq) "
     f"VALUES ('{{table}}', {AUTOMATIC})",
 }

@@ -348,7 +348,8 @@ class Writes(Conditions):
         """A new primary key for rows that nothing refers to."""
         label = self.one(FREE_KEYS)
         new = (
-            "F('id') + 1000"
+            # Whether rows that follow each other collide is a matter of their order.
+            f"F('id') + {self.rng.randrange(1000, 10**6)}"
             if self.chance(0.6)
             else code_of(self.rng.randrange(200, 900))
         )

@@ -19,7 +19,15 @@ def fleet(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ShardedProject]:
     """The fleet of the engine at hand: home and three shards on one server."""
-    yield from _fleet(request, tmp_path_factory)
+    yield from _fleet(request, tmp_path_factory, str(request.param))
+
+
+@pytest.fixture(scope="session")
+def mysql_fleet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ShardedProject]:
+    """The same on MySQL."""
+    yield from _fleet(request, tmp_path_factory, "mysql")
 
 
 @pytest.fixture(scope="session", params=ENGINES[:2])
@@ -27,20 +35,21 @@ def spread_fleet(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ShardedProject]:
     """The same with claims on the shards, where servers can prepare a transaction."""
-    yield from _fleet(request, tmp_path_factory, 'claims="shards",')
+    engine = str(request.param)
+    yield from _fleet(request, tmp_path_factory, engine, 'claims="shards",')
 
 
 def _fleet(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
+    engine: str,
     more: str = "",
 ) -> Iterator[ShardedProject]:
-    engine = str(request.param)
     if engine == "sqlite":
         server: Any = request.getfixturevalue("rig").sqlite()
     else:
         server = request.getfixturevalue(
-            "postgres" if engine == "postgresql" else "mariadb"
+            "postgres" if engine == "postgresql" else engine
         )
     run = secrets.token_hex(4)
     names = {node: f"test_{run}_{node}" for node in ("home", *SHARDS)}

@@ -49,7 +49,7 @@ class ShardedProject:
         head, options = "", {}
         if self.engine == "sqlite":
             options = {"init_command": "PRAGMA synchronous = OFF"}
-        if self.engine == "mariadb":
+        if self.engine in ("mariadb", "mysql"):
             head = "import pymysql\n\npymysql.install_as_MySQLdb()"
         urls = {node: server.url(name) for node, name in names.items()}
         self.project = Project(

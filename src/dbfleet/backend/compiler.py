@@ -104,11 +104,12 @@ class CompilerMixin:
         )
 
     def collapse_group_by(self, expressions: Any, having: Any) -> Any:
-        routing = self.connection.routing
+        routing, engine = self.connection.routing, self.connection.engine
         if (
             routing.spells_groups
             and not groups_by_key(self.query)
-            and self.connection.engine.infers_group_by(self.connection)
+            and engine.infers_group_by(self.connection)
+            and not engine.keeps_keys
         ):
             # Inline rows have no primary key that a server could infer from.
             found = expressions

@@ -547,6 +547,9 @@ class Engine:
             described = node.introspection.get_table_description(cursor, table)
         return tuple(column.name for column in described)
 
+    #: whether an UPDATE of one table assigns its columns one after the other, so that a
+    #: later one may read the new value of an earlier one
+    assigns_in_turn: ClassVar[bool] = False
     #: whether foreign keys are checked row by row, not at the end of a transaction
     checks_at_once: ClassVar[bool] = False
 
@@ -556,6 +559,9 @@ class Engine:
         Nothing where the server checks them at the end of the transaction.
         """
         return contextlib.nullcontext()
+
+    #: whether gathered rows have their table's primary key where a statement groups
+    keeps_keys: ClassVar[bool] = False
 
     def infers_group_by(self, home: Any) -> bool:
         """Whether the server infers grouped columns from a table's primary key."""

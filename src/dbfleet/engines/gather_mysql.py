@@ -21,6 +21,7 @@ from dbfleet.engines.gathering import (
 
 #: rows in one INSERT of a temporary table; keeps a message under 1 MB or so
 BATCH_ROWS = 500
+_NAME_LENGTH = 64
 
 
 def quote_name(name: str) -> str:
@@ -31,6 +32,7 @@ class MySQLGather(Engine):
     """Reads fragments and runs statements over them."""
 
     can_gather: ClassVar[bool] = True
+    keeps_keys: ClassVar[bool] = True
 
     def read(
         self, node: Any, spec: FragmentSpec, limit: int, budget: Budget
@@ -60,16 +62,23 @@ class MySQLGather(Engine):
         *,
         inline_rows: int,
     ) -> GatheredRows:
+        statement = sql
+        copies: dict[str, str] = {}
+        if not home.mysql_is_mariadb:
+            statement, copies = _each_once(sql, [one.spec.table for one in fetched])
         created: list[str] = []
         try:
             for one in fetched:
                 created.append(one.spec.table)
                 self._load_temporary(home, one)
-            cursor = self.run(home, sql, params)
+            for copy, table in copies.items():
+                created.append(copy)
+                self._copy_temporary(home, table, copy)
+            cursor = self.run(home, statement, params)
             with home.wrap_database_errors:
                 rows = list(cursor.fetchall())
                 result = GatheredRows(
-                    rows, cursor.description, cursor.rowcount, statements=[sql]
+                    rows, cursor.description, cursor.rowcount, statements=[statement]
                 )
                 cursor.close()
             return result
@@ -79,6 +88,13 @@ class MySQLGather(Engine):
                 with contextlib.suppress(Exception):
                     self.run(home, drop).close()
 
+    def _copy_temporary(self, home: Any, table: str, copy: str) -> None:
+        name = quote_name(copy)
+        self.run(
+            home, f"CREATE TEMPORARY TABLE {name} LIKE {quote_name(table)}"
+        ).close()
+        self.run(home, f"INSERT INTO {name} SELECT * FROM {quote_name(table)}").close()
+
     def _load_temporary(self, home: Any, one: Fetched) -> None:
         spec, rows = one.spec, one.rows()
         if spec.order_by in spec.columns:
@@ -86,29 +102,35 @@ class MySQLGather(Engine):
             if all(isinstance(row[at], int) for row in rows):
                 rows.sort(key=lambda row: row[at])
         name = quote_name(spec.table)
-        columns = ", ".join(map(quote_name, spec.columns))
-        keys = ", ".join(f"KEY ({key})" for key in self._keys(home, spec))
+        columns = [quote_name(column) for column in spec.columns]
+        keys = ", ".join(self._keys(home, spec))
         self.run(
             home,
             f"CREATE TEMPORARY TABLE {name} {f'({keys}) ' if keys else ''}"
-            f"SELECT {columns} FROM {name} WHERE 1 = 0",
+            f"SELECT {', '.join(columns)} FROM {name} WHERE 1 = 0",
         ).close()
+        # A row that is about to move may have been seen on both shards.
+        once = (
+            f" ON DUPLICATE KEY UPDATE {columns[0]} = {columns[0]}" if spec.key else ""
+        )
         marks = "(" + ", ".join(["%s"] * len(spec.columns)) + ")"
         for start in range(0, len(rows), BATCH_ROWS):
             batch = rows[start : start + BATCH_ROWS]
             values = ", ".join([marks] * len(batch))
             self.run(
                 home,
-                f"INSERT INTO {name} ({columns}) VALUES {values}",
+                f"INSERT INTO {name} ({', '.join(columns)}) VALUES {values}{once}",
                 [value for row in batch for value in row],
             ).close()
 
     def _keys(self, home: Any, spec: FragmentSpec) -> list[str]:
-        """The columns of each index of a table, where all of them travel; what indexes
-        there are is read once until DDL. Without them a join of two tables reads one
-        for each block of rows of the other.
+        """Each index of a table, where all of its columns travel; what indexes there
+        are is read once until DDL. Without them a join of two tables reads one for each
+        block of rows of the other.
 
-        None is unique here: that is not for a gather to enforce.
+        None is unique here, since that is not for a gather to enforce, but the key that
+        a statement may rely on: MySQL infers what it groups by from it, and MariaDB
+        chooses the plan that it would for the table itself.
         """
         found: dict[str, list[tuple[str, Any]]] | None = home.catalogue.get(spec.table)
         if found is None:
@@ -117,8 +139,9 @@ class MySQLGather(Engine):
                 found.setdefault(index, []).append((column, prefix))
             home.catalogue[spec.table] = found
         return [
-            ", ".join(quote_name(column) for column, _ in parts)
-            for parts in found.values()
+            f"{'PRIMARY ' * bool(spec.key and index == 'PRIMARY')}KEY "
+            f"({', '.join(quote_name(column) for column, _ in parts)})"
+            for index, parts in found.items()
             if all(column in spec.columns and not prefix for column, prefix in parts)
         ]
 
@@ -129,6 +152,28 @@ _INDEXES = (
     "WHERE table_schema = DATABASE() AND table_name = %s AND index_type = 'BTREE' "
     "ORDER BY index_name, seq_in_index"
 )
+
+
+def _each_once(sql: str, tables: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """``sql`` with another name in each further place of a table, and which table each
+    of these names is a copy of: MySQL opens a temporary table once in a statement.
+
+    Source: MySQL manual, "TEMPORARY Table Problems".
+    """
+    from dbfleet.lexer import table_places  # not read at a start
+
+    changes: list[tuple[int, int, str]] = []
+    copies: dict[str, str] = {}
+    for table in tables:
+        places = table_places(sql, "mysql", table)
+        for number, (start, end, has_alias) in enumerate(places[1:], 2):
+            copy = f"dbfleet_{number}_{table}"[:_NAME_LENGTH]
+            copies[copy] = table
+            alias = "" if has_alias else f" {quote_name(table)}"
+            changes.append((start, end, quote_name(copy) + alias))
+    for start, end, text in sorted(changes, reverse=True):
+        sql = sql[:start] + text + sql[end:]
+    return sql, copies
 
 
 def _fragment_sql(spec: FragmentSpec, limit: int | None) -> str:

@@ -191,6 +191,7 @@ class MySQLEngine(MySQLMerging, MySQLGather, GtidPositions):
         return not home.mysql_is_mariadb
 
     checks_at_once: ClassVar[bool] = True
+    assigns_in_turn: ClassVar[bool] = True
 
     @contextlib.contextmanager
     def unchecked(self, node: Any) -> Iterator[None]:

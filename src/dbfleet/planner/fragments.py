@@ -69,14 +69,18 @@ def _columns(facts: Facts, statement: Statement, use: Use) -> tuple[str, ...]:
             if qualifier not in others
         )
     )
-    keep = {*use.table.pk_columns[:1]}
+    keys = use.table.pk_columns
+    keep = {*keys} if _needs_key(facts, statement) else {*keys[:1]}
     return tuple(c for c in use.table.columns if c.lower() in used or c in keep)
 
 
 def _needs_key(facts: Facts, statement: Statement) -> bool:
-    """Every column is spelled out in GROUP BY, but for windows and in raw SQL."""
-    if any(groups_by_key(block.query) for block in statement.blocks):
-        return True
+    """Where a column is inferred from the key: every one is spelled out in GROUP BY,
+    but for windows, in raw SQL, and where rows keep their key."""
+    for block in statement.blocks:
+        is_grouped = block.query.group_by and facts.engine.keeps_keys
+        if is_grouped or groups_by_key(block.query):
+            return True
     return statement.is_raw and "group" in lexer.names(
         statement.sql, facts.engine.vendor
     )

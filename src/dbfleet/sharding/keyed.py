@@ -15,12 +15,15 @@ from typing import Any
 
 from django.core.exceptions import FieldError
 from django.db.models import ExpressionWrapper, QuerySet, Subquery, deletion
+from django.db.models.expressions import Col
 from django.db.models.sql import Query
 from django.db.models.sql.constants import ROW_COUNT
 from django.db.models.sql.subqueries import DeleteQuery, UpdateQuery
 from django.db.models.sql.where import AND
 
+from dbfleet.errors import RouteRefused
 from dbfleet.planner.pushdown import conjuncts, is_local_to
+from dbfleet.planner.repeatable import parts_of
 from dbfleet.relations.constraints import is_holdable
 from dbfleet.sharding import branches
 from dbfleet.sharding.claims import Claim
@@ -47,6 +50,8 @@ class KeyedWriter(Writer):
     """Writes rows of one table by their primary keys."""
 
     _conditions: Sequence[Any] = ()
+    #: the database would see the old values of a row while it assigns new ones
+    _reads_old = False
 
     def pick(self, query: Query, extra: Iterable[tuple[str, Any]] = ()) -> list[Any]:
         """The rows that ``query`` selects: (pk parts, key parts, *extra values)."""
@@ -73,7 +78,10 @@ class KeyedWriter(Writer):
 
     def _filter(self, write: Query, step: Step) -> None:
         """The rows of a step, if they are still what the pick has seen."""
-        write.add_filter("pk__in", self.pk_values(step.pks))  # type: ignore[arg-type]
+        found: Any = self.pk_values(step.pks)
+        if self._reads_old:
+            found = QuerySet(self.table.opts.model).filter(pk__in=found).values("pk")
+        write.add_filter("pk__in", found)  # type: ignore[arg-type]
         for condition in self._conditions:
             write.where.add(condition, AND)
 
@@ -103,6 +111,7 @@ class KeyedWriter(Writer):
             if hasattr(value, "resolve_expression")
             and (self.is_picked(field) or (computes and _needs_tables(value, original)))
         ]
+        self._keep_turns(values, original, {name for name, _ in extra}, names)
         with self.transaction.statement():
             rows = None if extra else self._listed(original)
             if rows is None:
@@ -112,6 +121,35 @@ class KeyedWriter(Writer):
             self._narrow(steps)
             count = self._write(steps, values, order_by)
             return count, self.read_back(steps, returning)
+
+    def _keep_turns(
+        self, values: list[Any], original: Query, picked: set[str], names: list[str]
+    ) -> None:
+        """Have assignments see of each other what the database would show them.
+
+        Raises RouteRefused (E415) where that is new values, and they are computed from
+        old ones.
+        """
+        if not self.facts.engine.assigns_in_turn:
+            return
+        late = _late(values)
+        if not any(late):
+            return
+        # Over several tables, Django has MariaDB look at the rows in a subquery first.
+        is_looked_up = original.count_active_tables() > 1
+        if is_looked_up and self.wrapper.features.update_can_self_select:
+            self._reads_old = len(self.table.pk_fields) == 1
+            return
+        for (field, _, _), name, reads in zip(values, names, late, strict=True):
+            if reads and name in picked:
+                raise RouteRefused(
+                    "E415",
+                    f"update() of {self.table.label} on alias {self.wrapper.alias!r} "
+                    f"computes {field.name} from a column that it assigns before, "
+                    "which this database would read with its new value; on shards it "
+                    "is computed first. Nothing was written: make it two updates in "
+                    "one transaction, or spell the new value out",
+                )
 
     def _listed(self, query: Query) -> list[Any] | None:
         """As :meth:`pick`, without a round trip, where the filters list primary keys
@@ -339,6 +377,17 @@ class KeyedWriter(Writer):
             with self.routing.on(cluster, is_write=True):
                 counts.append(int(compiler.run_plain(ROW_COUNT) or 0))
         return max(counts) if self.table.is_reference else sum(counts)
+
+
+def _late(values: list[Any]) -> list[bool]:
+    """Of each new value, whether it reads a column that was assigned before it."""
+    assigned: set[str] = set()
+    found = []
+    for field, _, value in values:
+        columns = {p.target.column for p in parts_of(value) if isinstance(p, Col)}
+        found.append(not assigned.isdisjoint(columns))
+        assigned.add(field.column)
+    return found
 
 
 def _needs_tables(value: Any, query: Query) -> bool:

@@ -181,6 +181,17 @@ def same(found: Any, expected: Any) -> None:
         raise AssertionError(f"found    {found!r}\nexpected {expected!r}")
 
 
+def created(rows: Iterable[Any]) -> list[Any]:
+    """All rows of a table, stored by ``bulk_create``, with their keys: MySQL has none
+    of RETURNING, so there Django leaves them at None."""
+    made = list(rows)
+    objects = type(made[0]).objects
+    stored = objects.bulk_create(made)
+    if any(one.pk is None for one in stored):
+        stored = list(objects.order_by("pk"))
+    return list(stored)
+
+
 @contextlib.contextmanager
 def refused(error: type[BaseException], *texts: str) -> Iterator[list[BaseException]]:
     """The block raises this error, whose message has these texts."""

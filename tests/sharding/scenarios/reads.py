@@ -25,6 +25,7 @@ from dbfleet.errors import RouteRefused
 from tests.sharding.scenarios import (
     SHARDS,
     apart,
+    created,
     elsewhere,
     engine,
     places,
@@ -45,7 +46,7 @@ from tests.sharding.shop.models import (
 
 
 def _parcels(count: int = 12) -> list[Parcel]:
-    return Parcel.objects.bulk_create(
+    return created(
         Parcel(region=n, weight=n % 4, code=f"c{n:02}") for n in range(count)
     )
 

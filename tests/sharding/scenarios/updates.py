@@ -26,6 +26,7 @@ from tests.sharding.scenarios import (
     NODES,
     apart,
     claims,
+    created,
     elsewhere,
     engine,
     in_threads,
@@ -53,9 +54,7 @@ from tests.sharding.shop.models import (
 
 
 def _customers(count: int = 9) -> list[Customer]:
-    return Customer.objects.bulk_create(
-        Customer(email=str(n), name="old", balance=n) for n in range(count)
-    )
+    return created(Customer(email=str(n), name="old", balance=n) for n in range(count))
 
 
 def check_an_update_by_its_own_columns() -> None:
