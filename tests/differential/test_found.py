@@ -336,3 +336,79 @@ def test_the_hour_that_comes_twice(
         """
     )
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("server", ["mariadb", "mysql"])
+def test_assignments_see_of_each_other_what_one_database_shows(
+    project: Make,
+    request: pytest.FixtureRequest,
+    new_database: Callable[[Any], str],
+    server: str,
+) -> None:
+    """MariaDB and MySQL assign one column after the other, but MariaDB looks rows up in
+    a subquery first where Django joins; a reference table has its values computed."""
+    cluster = request.getfixturevalue(server)
+    found = made_on(project, cluster, new_database).run(
+        """
+        from app.models import Country, Customer, Item, Line, Order
+        from dbfleet.errors import RouteRefused
+        from django.db.models import Case, F, Value, When
+
+        def name(when):
+            return Case(When(**when, then=Value("new")), default=F("name"))
+
+        result = []
+        for alias in ("default", "plain"):
+            customers = Customer.objects.using(alias)
+            customers.bulk_create(Customer(pk=n, name="old") for n in range(1, 9))
+            item = Item.objects.using(alias).create(
+                pk="00000000-0000-4000-8000-000000000001"
+            )
+            for n in range(1, 9):
+                Order.objects.using(alias).create(pk=n, customer_id=n)
+                Line.objects.using(alias).create(pk=n, order_id=n, item=item)
+            high = {"score__gte": 1}
+            customers.filter(pk__lte=2).update(score=F("score") + 1, name=name(high))
+            joined = customers.filter(pk__gte=6, order__line__item__pk=item.pk)
+            joined.update(score=F("score") + 1, name=name(high))
+            result.append(list(customers.order_by("pk").values_list("name", "score")))
+        Country.objects.create(code="no")
+        try:
+            Country.objects.update(
+                luck=F("luck") + 1,
+                code=Case(When(luck__gte=1, then=Value("se")), default=F("code")),
+            )
+        except RouteRefused as error:
+            result.append(error.code)
+        result.append(list(Country.objects.values_list("code", "luck")))
+        """
+    )
+    assert found[0] == found[1]
+    assert found[0][0] == ["new", 1.0]
+    assert found[2:] == ["dbfleet.E415", [["no", 0.0]]]
+
+
+def test_a_group_by_key_whose_having_names_a_column_of_two_tables(
+    project: Make, mysql: Any, new_database: Callable[[Any], str]
+) -> None:
+    """MySQL finds no such column where the key's columns are spelled out."""
+    found = made_on(project, mysql, new_database).run(
+        """
+        from app.models import Customer, Order
+        from django.db.models import F, Q, Sum
+
+        result = []
+        for alias in ("default", "plain"):
+            Customer.objects.using(alias).bulk_create(
+                Customer(pk=n, name=str(n)) for n in range(1, 9)
+            )
+            Order.objects.using(alias).bulk_create(
+                Order(pk=n, customer_id=n % 8 + 1, total=n) for n in range(1, 30)
+            )
+            orders = Order.objects.using(alias).values("id", "total", "customer__name")
+            most = orders.annotate(sum=Sum("customer__order__total"))
+            result.append(list(most.filter(Q(sum__gt=50) ^ Q(total=3)).order_by("pk")))
+        """
+    )
+    assert found[0] == found[1]
+    assert found[0]

@@ -19,6 +19,7 @@ from dbfleet.lexer import (
     names_by_qualifier,
     strip_locking,
     table_occurrences,
+    table_places,
     tokenize,
 )
 from dbfleet.planner.statements import classify, unknown_calls
@@ -298,6 +299,30 @@ def test_no_place_for_a_with(sql: str) -> None:
 )
 def test_table_occurrences(vendor: str, sql: str, name: str, expected: int) -> None:
     assert table_occurrences(sql, vendor, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("SELECT `t`.`a` FROM `t` WHERE `t`.`b` = 1", "`t`.`a` FROM <`t`> WHERE"),
+        ("SELECT 1 FROM t, T AS x, `t` y", "FROM <t>, [T] AS x, [`t`] y"),
+        ("SELECT 1 FROM `t` LEFT OUTER JOIN `t` T2 ON (T2.`t` = `t`.`t`)",
+         "FROM <`t`> LEFT OUTER JOIN [`t`] T2 ON (T2.`t` = `t`.`t`)"),
+        ("SELECT (SELECT MAX(U0.a) FROM t U0), `t` FROM (u JOIN t) ORDER BY t",
+         "FROM [t] U0), `t` FROM (u JOIN <t>) ORDER BY t"),
+        ("(SELECT a FROM t) UNION (SELECT a FROM t LIMIT 1)",
+         "(SELECT a FROM <t>) UNION (SELECT a FROM <t> LIMIT 1)"),
+        ("SELECT 1 FROM u JOIN t USING (t)", "FROM u JOIN <t> USING (t)"),
+        ("SELECT 1 FROM u t JOIN s.t ON f(1, t)", "FROM u t JOIN s.t ON f(1, t)"),
+        ("SELECT 't' FROM u -- FROM t", "SELECT 't' FROM u -- FROM t"),
+    ],
+)  # fmt: skip
+def test_table_places(sql: str, expected: str) -> None:
+    """``<t>`` stands alone, an alias follows ``[t]``."""
+    for start, end, has_alias in reversed(table_places(sql, "mysql", "t")):
+        marks = "[]" if has_alias else "<>"
+        sql = sql[:start] + marks[0] + sql[start:end] + marks[1] + sql[end:]
+    assert expected in sql
 
 
 @pytest.mark.parametrize(
