@@ -321,13 +321,13 @@ class Reads(Conditions):
             if kind in _SORTABLE and self.chance(0.5):
                 columns.append(name)
                 kinds[name] = kind
-        steps.append(step("values", *map(repr, columns), is_fixed=True, least=0))
+        steps.append(step("values", *map(repr, columns), is_fixed=True, is_rigid=True))
         aggregates = []
         known: dict[str, str] = {}
         for at in range(self.rng.randrange(1, 4)):
             code, known[f"a{at}"] = self.aggregate(model)
             aggregates.append(keyword(f"a{at}", code))
-        steps.append(step("annotate", *aggregates))
+        steps.append(step("annotate", *aggregates, is_fixed=True))
         folding = self.folds and "text" in kinds.values()
         is_total = self.chance(0.6) and bool(columns) and not folding
         if self.chance(0.35):
