@@ -41,7 +41,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ops", type=int, default=20000, help="operations in all")
     parser.add_argument("--seed", type=int, help="of clients and faults; printed")
     parser.add_argument(
-        "--engine", choices=["postgresql", "mariadb"], default="postgresql"
+        "--engine", choices=["postgresql", "mariadb", "mysql"], default="postgresql"
     )
     parser.add_argument(
         "--promotions",

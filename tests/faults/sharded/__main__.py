@@ -62,7 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ops", type=int, default=6000, help="operations in all")
     parser.add_argument("--seed", type=int, help="of clients and faults; printed")
     parser.add_argument(
-        "--engine", choices=["postgresql", "mariadb"], default="postgresql"
+        "--engine", choices=["postgresql", "mariadb", "mysql"], default="postgresql"
     )
     parser.add_argument(
         "--claims", choices=["home", "shards"], default="home", help="who keeps them"
@@ -80,7 +80,7 @@ def _configure(servers: Servers) -> None:
 
     from dbfleet import Cluster, Sharded, databases
 
-    if servers.engine == "mariadb":
+    if servers.engine != "postgresql":
         import pymysql
 
         pymysql.install_as_MySQLdb()

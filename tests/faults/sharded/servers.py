@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dbfleet.testing.rig import FaultProxy, Rig
+from tests.support import newer  # noqa: F401  (names MySQL where it was fetched)
 
 NODES = ("home", "a", "b")
 DATABASE = "faults"
@@ -22,9 +23,7 @@ class Servers:
         self.engine, self.claims = engine, claims
         #: the nodes that may hold the decision of a commit
         self.deciders = NODES if claims == "shards" else ("home",)
-        start = (
-            rig.postgresql_cluster if engine == "postgresql" else rig.mariadb_cluster
-        )
+        start: Any = getattr(rig, f"{engine}_cluster")
         self.clusters = {
             node: start(replicas=int(node == "a"), name=node, databases=[DATABASE])
             for node in NODES
