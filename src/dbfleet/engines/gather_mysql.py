@@ -21,7 +21,6 @@ from dbfleet.engines.gathering import (
 
 #: rows in one INSERT of a temporary table; keeps a message under 1 MB or so
 BATCH_ROWS = 500
-_NAME_LENGTH = 64
 
 
 def quote_name(name: str) -> str:
@@ -165,9 +164,8 @@ def _each_once(sql: str, tables: Sequence[str]) -> tuple[str, dict[str, str]]:
     changes: list[tuple[int, int, str]] = []
     copies: dict[str, str] = {}
     for table in tables:
-        places = table_places(sql, "mysql", table)
-        for number, (start, end, has_alias) in enumerate(places[1:], 2):
-            copy = f"dbfleet_{number}_{table}"[:_NAME_LENGTH]
+        for start, end, has_alias in table_places(sql, "mysql", table)[1:]:
+            copy = f"dbfleet_copy_{len(copies)}"
             copies[copy] = table
             alias = "" if has_alias else f" {quote_name(table)}"
             changes.append((start, end, quote_name(copy) + alias))
