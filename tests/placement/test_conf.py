@@ -134,6 +134,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("E004", {"FANOUT": {"MAX_PARALLEL": 0}}, "MAX_PARALLEL must be a positive int"),
     ("E004", {"FANOUT": {"MAX_PARALLEL": None}}, "MAX_PARALLEL must be a positive"),
     ("E004", {"FANOUT": {"MAX_THREADS": 2.5}}, "MAX_THREADS must be a positive int"),
+    ("E004", {"FANOUT": {"PARALLEL_WRITES": 1}}, "PARALLEL_WRITES must be a bool"),
     ("E004", {"FANOUT": {"DEADLINE_S": 0}}, "must be a positive number of seconds"),
     ("E004", {"FANOUT": {"DEADLINE_S": True}}, "or None for never, not True"),
     ("E004", {"FANOUT": {"DEADLINE_S": "60"}}, "or None for never, not '60'"),

@@ -246,7 +246,7 @@ class RawCursor:
         if table.is_reference:
             clusters = (HOME, *clusters)
         self._is_write = True
-        return routing.scatter(tuple(clusters), is_write=True)
+        return routing.scatter_rows(tuple(clusters))
 
     def _refused(self, statement: Statement, why: str, remedy: str) -> RouteRefused:
         alias = self._routing.topology.alias

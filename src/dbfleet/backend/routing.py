@@ -23,6 +23,7 @@ from dbfleet.backend.shard_rows import ShardRows
 from dbfleet.backend.spreading import shard_sql
 from dbfleet.backend.writing import Writes
 from dbfleet.errors import ReadOnlyAlias, RouteRefused
+from dbfleet.executor import fanout
 from dbfleet.executor.cursors import GatherCursor, ScatterCursor
 from dbfleet.executor.emulated import emulated
 from dbfleet.executor.failures import name_of
@@ -228,6 +229,14 @@ class Routing(Binding, Deciding, ShardRows):
             self.wrapper.features.empty_fetchmany_value,
             self.wrapper.nodes.counted if is_write else None,
         )
+
+    def scatter_rows(self, clusters: tuple[str, ...]) -> ScatterCursor:
+        """An UPDATE or DELETE of rows of several clusters."""
+        cursor = self.scatter(clusters, is_write=True)
+        limits = conf.settings().fanout
+        if limits.parallel_writes and not (self.wrapper.engine.is_local or emulated):
+            cursor.at_once = partial(fanout.side_by_side, self.wrapper, limits)
+        return cursor
 
     def scatter_ddl(self) -> ScatterCursor:
         """DDL runs on every node; where it would end a transaction, no shard is in

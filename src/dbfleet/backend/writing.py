@@ -93,7 +93,7 @@ class Writes:
             with self.routing.on(route.clusters[0], is_write=True):
                 return execute()
         with self.wrapper.transaction.statement():
-            cursor = self.routing.scatter(route.clusters, is_write=True)
+            cursor = self.routing.scatter_rows(route.clusters)
             with self.routing.bound(lambda name: self.routing.wrapped(cursor)):
                 return self._counted(table, execute)
 

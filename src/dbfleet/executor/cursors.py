@@ -76,6 +76,9 @@ class ScatterCursor(RowsCursor):
     ) -> None:
         super().__init__(empty)
         self._nodes, self._counted = nodes, counted
+        #: what carries a step out on all of the nodes, in place of one after the other
+        self.at_once: Callable[[list[Any], Callable[[Any], Any]], list[Any]] | None
+        self.at_once = None
         #: what follows from a statement that every node has carried out
         self.after: Callable[[], None] | None = None
 
@@ -85,19 +88,28 @@ class ScatterCursor(RowsCursor):
         return self._nodes[0]().connection
 
     def _each(self, sql: str, action: Callable[[Any], Any]) -> ScatterCursor:
-        self.rowcount, self._rows, self._at = 0, [], 0
-        for get_node in self._nodes:
-            node = get_node()
+        def step(node: Any) -> GatheredRows:
             node.ensure_connection()
             counted = self._counted(node, sql) if self._counted else nullcontext()
             with node.wrap_database_errors, counted:
                 cursor = node.create_cursor()
                 action(cursor)
-                self.rowcount += max(cursor.rowcount, 0)
-                self.description = cursor.description
-                if cursor.description is not None:
-                    self._rows.extend(cursor.fetchall())
+                rows = [] if cursor.description is None else cursor.fetchall()
+                found = GatheredRows(rows, cursor.description, cursor.rowcount)
                 cursor.close()
+            return found
+
+        self.rowcount, self._rows, self._at = 0, [], 0
+        opened = (get_node() for get_node in self._nodes)
+        results = (
+            map(step, opened)
+            if self.at_once is None
+            else self.at_once(list(opened), step)
+        )
+        for one in results:
+            self.rowcount += max(one.rowcount, 0)
+            self.description = one.description
+            self._rows.extend(one.rows)
         if self.after is not None:
             self.after()
         return self

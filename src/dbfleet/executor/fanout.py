@@ -13,7 +13,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     FIRST_EXCEPTION,
@@ -21,6 +21,7 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     wait,
 )
+from functools import partial
 from typing import Any, NamedTuple
 
 from dbfleet import sessions
@@ -111,6 +112,31 @@ def run(alias: str, jobs: Mapping[str, Job], limits: FanoutLimits) -> dict[str, 
         _end(jobs, running)
         raise
     return found
+
+
+def side_by_side(
+    wrapper: Any, limits: FanoutLimits, nodes: Sequence[Any], step: Callable[[Any], Any]
+) -> list[Any]:
+    """What ``step`` gave on each node, all at once; the caller's thread opened them.
+
+    As :func:`run`, but for as long as it takes: a write has no deadline.
+    """
+    engine = wrapper.engine
+
+    def abandon(node: Any) -> None:
+        connection, node.connection = node.connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):  # it may end by itself just now
+                engine.sever(connection)
+
+    jobs = {
+        node.alias: Job(
+            partial(step, node), partial(engine.cancel, node), partial(abandon, node)
+        )
+        for node in nodes
+    }
+    found = run(wrapper.alias, jobs, limits._replace(deadline_s=None))
+    return [found[node.alias] for node in nodes]
 
 
 def _end(jobs: Mapping[str, Job], running: Mapping[Future[Any], str]) -> None:

@@ -223,6 +223,10 @@ def read_fanout(given: object, mistakes: Mistakes) -> FanoutLimits:
                     f"DEADLINE_S must be a positive number of seconds, or None for "
                     f"never, not {value!r}",
                 )
+        elif key == "PARALLEL_WRITES":
+            limits[known[key]] = value is True
+            if not isinstance(value, bool):
+                mistakes.add("E004", where, f"{key} must be a bool, not {value!r}")
         elif is_positive(value):
             limits[known[key]] = value
         else:

@@ -64,6 +64,8 @@ class FanoutLimits(NamedTuple):
     max_threads: int = 64
     #: after so many seconds such a statement is given up; None: never
     deadline_s: float | None = 60.0
+    #: whether writes of several shards run side by side as well
+    parallel_writes: bool = False
 
 
 class ClusterTopology(NamedTuple):

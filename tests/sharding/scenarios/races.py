@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from django.db import (
+    DataError,
     IntegrityError,
     OperationalError,
     connection,
@@ -16,6 +17,7 @@ from django.db import (
     transaction,
 )
 from django.db.models import F
+from django.test import override_settings
 
 from dbfleet.sharding import settling
 from tests.sharding.scenarios import (
@@ -221,6 +223,31 @@ def check_a_deadlock_over_two_servers_ends() -> None:
     first, second = in_threads(work)
     same((type(first), second), (OperationalError, "committed"))
     same(list(Parcel.objects.values_list("weight", flat=True)), [1, 1])
+
+
+def check_writes_of_several_shards_run_side_by_side_where_settings_say() -> None:
+    if engine() == "sqlite":
+        return  # its files have one writer at a time
+    regions = apart(Parcel)
+    for weight, region in enumerate(regions):
+        Parcel.objects.create(region=region, weight=weight)
+
+    def both_wait() -> bool:
+        return all(_someone_waits(shard_of(Parcel, region)) for region in regions)
+
+    with override_settings(DBFLEET={"FANOUT": {"PARALLEL_WRITES": True}}):
+        with transaction.atomic():
+            for region in regions:
+                list(Parcel.objects.filter(region=region).select_for_update())
+            more = {"weight": F("weight") + 1}
+            started = Started(lambda: Parcel.objects.update(**more))
+            started.until(both_wait)
+            same(started.is_done, False)
+        same(started.result(), 2)
+        with refused(DataError):  # of one of both
+            Parcel.objects.update(weight=F("weight") * 2_000_000_000)
+        same(sorted(Parcel.objects.values_list("weight", flat=True)), [1, 2])
+        same(Parcel.objects.filter(weight__gt=0)._raw_delete("default"), 2)
 
 
 def check_a_shards_transaction_does_not_wait_for_ever() -> None:
