@@ -412,3 +412,30 @@ def test_a_group_by_key_whose_having_names_a_column_of_two_tables(
     )
     assert found[0] == found[1]
     assert found[0]
+
+
+def test_a_union_is_ordered_by_the_column_that_is_named(
+    project: Make, tmp_path: Any
+) -> None:
+    """Two columns of its first branch are the same, of the others they are not."""
+    found = made(project, files(tmp_path)).run(
+        """
+        from app.models import Customer, Order
+        from django.db.models import F
+
+        result = []
+        for alias in ("default", "plain"):
+            customers = Customer.objects.using(alias)
+            customers.bulk_create(Customer(pk=n, name="x") for n in range(1, 5))
+            orders = Order.objects.using(alias)
+            orders.bulk_create(
+                Order(pk=n, customer_id=n % 4 + 1, total=7 * n % 5)
+                for n in range(1, 20)
+            )
+            first = customers.filter(pk=1).annotate(again=F("pk"))
+            first = first.values_list("pk", "again")
+            found = first.union(orders.values_list("customer_id", "total"))
+            result.append(list(found.order_by("again", "-pk")))
+        """
+    )
+    assert found[0] == found[1]

@@ -94,6 +94,9 @@ class _Columns:
         self.branches = list(zip(*rows, strict=True))
 
     def place(self, expression: Any) -> int:
+        ordinal = getattr(expression, "ordinal", None)  # of a PositionRef
+        if ordinal is not None:
+            return int(ordinal) - 1  # others may select the same in the first branch
         wanted = bare(expression)
         for at, one in enumerate(self.chosen):
             if one == wanted:

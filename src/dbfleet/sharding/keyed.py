@@ -135,18 +135,23 @@ class KeyedWriter(Writer):
         late = _late(values)
         if not any(late):
             return
-        # Over several tables, Django has MariaDB look at the rows in a subquery first.
-        is_looked_up = original.count_active_tables() > 1
-        if is_looked_up and self.wrapper.features.update_can_self_select:
-            self._reads_old = len(self.table.pk_fields) == 1
-            return
+        nested = list(_nested(original))
+        if self.wrapper.features.update_can_self_select:
+            # MariaDB reads all rows first where a subquery is of the same table, as
+            # Django's is for a query over several; else a subquery changes nothing.
+            own = self.table.name
+            if original.count_active_tables() > 1 or any(own in q for q in nested):
+                self._reads_old = len(self.table.pk_fields) == 1
+                return
+            nested = []
         for (field, _, _), name, reads in zip(values, names, late, strict=True):
-            if reads and name in picked:
+            # What MySQL makes of a subquery is its optimizer's choice.
+            if reads and (name in picked or nested):
                 raise RouteRefused(
                     "E415",
                     f"update() of {self.table.label} on alias {self.wrapper.alias!r} "
                     f"computes {field.name} from a column that it assigns before, "
-                    "which this database would read with its new value; on shards it "
+                    "which this database may read with its new value; on shards it "
                     "is computed first. Nothing was written: make it two updates in "
                     "one transaction, or spell the new value out",
                 )
@@ -388,6 +393,18 @@ def _late(values: list[Any]) -> list[bool]:
         found.append(not assigned.isdisjoint(columns))
         assigned.add(field.column)
     return found
+
+
+def _nested(query: Query) -> Iterator[set[str]]:
+    """The tables of each query within the conditions of another one."""
+    pending: list[Any] = [query.where]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Query):
+            yield {table.table_name for table in node.alias_map.values()}
+            pending.append(node.where)
+        elif hasattr(node, "get_source_expressions"):
+            pending += node.get_source_expressions()
 
 
 def _needs_tables(value: Any, query: Query) -> bool:
