@@ -12,7 +12,7 @@ from dbfleet.sessions import Era
 from tests.faults.replicas.bugs import ENGINES, Bug, _is, _replace
 
 _PROMOTED = "pause,cut,refuse"
-_OPS = 60000
+_OPS = 150000
 
 
 def lost_is_covered() -> None:
@@ -62,7 +62,9 @@ def old_timeline_goes_on() -> None:
 PROMOTION_BUGS = {
     "lost-is-covered": Bug(lost_is_covered, _PROMOTED, _OPS, promotes=True),
     "unjudged-primary": Bug(unjudged_primary, _PROMOTED, _OPS, promotes=True),
-    "untold-unknown": Bug(untold_unknown, _PROMOTED, _OPS, promotes=True),
+    "untold-unknown": Bug(
+        untold_unknown, f"{_PROMOTED},mute,unanswered", _OPS, promotes=True
+    ),
     "trust-the-returned": Bug(trust_the_returned, _PROMOTED, _OPS, promotes=True),
     "old-primary-as-replica": Bug(
         old_primary_as_replica, _PROMOTED, _OPS, promotes=True
