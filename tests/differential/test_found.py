@@ -439,3 +439,33 @@ def test_a_union_is_ordered_by_the_column_that_is_named(
         """
     )
     assert found[0] == found[1]
+
+
+def test_a_row_that_a_join_finds_very_often_is_written_once(
+    project: Make, postgres: Any, new_database: Callable[[Any], str]
+) -> None:
+    """More often than keys fit into one statement."""
+    found = made_on(project, postgres, new_database).run(
+        """
+        from app.models import Customer, Order, Product
+        from django.db.models import F
+        from dbfleet.sharding import keyed
+
+        keyed.BATCH = 10
+        result = []
+        for alias in ("default", "plain"):
+            customers = Customer.objects.using(alias)
+            customers.bulk_create(Customer(pk=n, name=str(n)) for n in range(1, 4))
+            Order.objects.using(alias).bulk_create(
+                Order(pk=n, customer_id=n % 3 + 1) for n in range(1, 60)
+            )
+            products = Product.objects.using(alias)
+            products.bulk_create(Product(pk=n, sku=str(n)) for n in range(1, 4))
+            found = customers.filter(order__total=0, pk__in=products.values("pk"))
+            count = found.update(score=F("score") + 1)
+            scores = customers.order_by("pk").values_list("score", flat=True)
+            result.append([count, list(scores)])
+        """
+    )
+    assert found[0] == found[1]
+    assert found[0] == [3, [1.0, 1.0, 1.0]]

@@ -228,8 +228,10 @@ class KeyedWriter(Writer):
             step.pks.append(tuple(row[:pk_count]))
         # Rows are locked shard by shard, in the order that every statement keeps.
         for step in sorted(groups.values(), key=lambda step: step.shard or ""):
-            for at in range(0, len(step.pks), BATCH):
-                yield Step(step.shard, step.pks[at : at + BATCH], step.values)
+            # A filter on joined tables may have found a row several times.
+            pks = list(dict.fromkeys(step.pks))
+            for at in range(0, len(pks), BATCH):
+                yield Step(step.shard, pks[at : at + BATCH], step.values)
 
     def _shard_of(self, row: Sequence[Any]) -> str | None:
         fields = self.table.key_fields
