@@ -414,6 +414,38 @@ def test_a_group_by_key_whose_having_names_a_column_of_two_tables(
     assert found[0]
 
 
+def test_a_group_by_a_key_that_a_unique_column_leads_to(
+    project: Make, mysql: Any, new_database: Callable[[Any], str]
+) -> None:
+    """MySQL infers columns from unique ones as well, which gathered rows do not have;
+    what it refuses on one database it refuses here."""
+    found = made_on(project, mysql, new_database).run(
+        """
+        from app.models import Customer, Product
+        from django.db import OperationalError, connections
+
+        result = []
+        for alias in ("default", "plain"):
+            for n in range(1, 6):
+                Customer.objects.using(alias).create(pk=n, name=str(n), score=n % 2)
+                Product.objects.using(alias).create(pk=n, sku=str(n))
+            for grouped in ("p.sku", "c.score"):
+                try:
+                    with connections[alias].cursor() as cursor:
+                        cursor.execute(
+                            "SELECT p.id, COUNT(*) FROM app_product p JOIN "
+                            "app_customer c ON c.name = p.sku "
+                            f"GROUP BY {grouped} ORDER BY 1"
+                        )
+                        result.append([list(row) for row in cursor.fetchall()])
+                except OperationalError as error:
+                    result.append(error.args[0])
+        """
+    )
+    assert found[:2] == found[2:]
+    assert found[:2] == [[[n, 1] for n in range(1, 6)], 1055]
+
+
 def test_a_union_is_ordered_by_the_column_that_is_named(
     project: Make, tmp_path: Any
 ) -> None:

@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from django.db.utils import OperationalError
+
 from dbfleet.engines.base import Engine, GatheredRows
 from dbfleet.engines.gathering import (
     Budget,
@@ -21,6 +23,13 @@ from dbfleet.engines.gathering import (
 
 #: rows in one INSERT of a temporary table; keeps a message under 1 MB or so
 BATCH_ROWS = 500
+#: MySQL: a column is neither grouped by nor inferred from those that are
+_NOT_GROUPED = 1055
+_LENIENT = (
+    "SET @dbfleet_mode = @@sql_mode, "
+    "sql_mode = REPLACE(@@sql_mode, 'ONLY_FULL_GROUP_BY', '')"
+)
+_STRICT = "SET sql_mode = @dbfleet_mode"
 
 
 def quote_name(name: str) -> str:
@@ -60,6 +69,24 @@ class MySQLGather(Engine):
         params: Any,
         *,
         inline_rows: int,
+    ) -> GatheredRows:
+        try:
+            return self._gather(home, fetched, sql, params)
+        except OperationalError as error:
+            if error.args[:1] != (_NOT_GROUPED,):
+                raise
+        # What MySQL infers from unique columns it says of home's own tables, which have
+        # them: it refuses here what it would refuse on one database.
+        self.run(home, f"EXPLAIN {sql}", params).close()
+        self.run(home, _LENIENT).close()
+        try:
+            return self._gather(home, fetched, sql, params)
+        finally:
+            with contextlib.suppress(Exception):
+                self.run(home, _STRICT).close()
+
+    def _gather(
+        self, home: Any, fetched: Sequence[Fetched], sql: str, params: Any
     ) -> GatheredRows:
         statement = sql
         copies: dict[str, str] = {}
