@@ -72,7 +72,9 @@ def run(case: Case, alias: str) -> Outcome:
         except IntegrityError as error:
             return Outcome(error=Unjudged() if _is_foreign_key(error) else error)
         except Exception as error:  # noqa: BLE001 - every error is an outcome
-            is_unjudged = current() == PLAIN and error.args[:1] == (NOT_GROUPED,)
+            is_unjudged = current() == PLAIN and not {*error.args[:1]}.isdisjoint(
+                UNREAD
+            )
             return Outcome(error=Unjudged() if is_unjudged else error)
 
 
@@ -96,9 +98,9 @@ def _deadline() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-#: MySQL does not read Django's way to sort NULLs by what it groups by; a fleet may not
-#: need it
-NOT_GROUPED = 1055
+#: MySQL does not read Django's way to sort NULLs by what it groups by, nor MariaDB some
+#: names in HAVING; a fleet may not need them
+UNREAD = (1054, 1055)
 #: the warning of a row that INSERT IGNORE left out because its parent is missing
 NO_PARENT = 1452
 
