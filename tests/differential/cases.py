@@ -100,7 +100,7 @@ def _deadline() -> Iterator[None]:
 
 #: MySQL does not read Django's way to sort NULLs by what it groups by, nor MariaDB some
 #: names in HAVING; a fleet may not need them
-UNREAD = (1054, 1055)
+UNREAD = ((1054,), (1055,))
 #: the warning of a row that INSERT IGNORE left out because its parent is missing
 NO_PARENT = 1452
 
