@@ -72,9 +72,7 @@ def run(case: Case, alias: str) -> Outcome:
         except IntegrityError as error:
             return Outcome(error=Unjudged() if _is_foreign_key(error) else error)
         except Exception as error:  # noqa: BLE001 - every error is an outcome
-            is_unjudged = current() == PLAIN and not {*error.args[:1]}.isdisjoint(
-                UNREAD
-            )
+            is_unjudged = current() == PLAIN and error.args[:1] in UNREAD
             return Outcome(error=Unjudged() if is_unjudged else error)
 
 
