@@ -17,8 +17,9 @@ from tests.faults.replicas.servers import DATABASE, Servers
 
 #: how long the primary acknowledges what no replica receives
 LOSES_S = 0.2
-#: how long the old primary takes writes after the new one does
-RETURNS_S = 0.7
+#: how long the old primary takes writes after the new one does: longer than it is left
+#: alone for having failed
+RETURNS_S = 2.0
 CATCH_UP_TIMEOUT_S = 120.0
 #: a server whose position stays the same for so long has nothing left to apply
 IDLE_S = 1.0
