@@ -530,5 +530,7 @@ class NodeSet:
         for node in self.opened():
             with contextlib.suppress(Exception):
                 node.close()
-            node.connection = None
+            # A database in memory, as of a test run, ends with its last connection.
+            if not getattr(node, "is_in_memory_db", bool)():
+                node.connection = None
         self._leaving.clear()
