@@ -351,7 +351,7 @@ _AFTER_TABLE = word_set("""
 @by_text
 def table_places(sql: str, vendor: str, name: str) -> tuple[tuple[int, int, bool], ...]:
     """Return where the name stands as a table of a FROM or JOIN: start, end, and
-    whether an alias follows. None where the text is unclear."""
+    whether an alias follows. No place where the text is unclear."""
     if is_unclear(sql, vendor):
         return ()
     tokens, found = significant(sql, vendor), []

@@ -234,7 +234,8 @@ class Routing(Binding, Deciding, ShardRows):
         """An UPDATE or DELETE of rows of several clusters."""
         cursor = self.scatter(clusters, is_write=True)
         limits = conf.settings().fanout
-        if limits.parallel_writes and not (self.wrapper.engine.is_local or emulated):
+        is_alone = len(clusters) == 1 or self.wrapper.engine.is_local or emulated
+        if limits.parallel_writes and not is_alone:
             cursor.at_once = partial(fanout.side_by_side, self.wrapper, limits)
         return cursor
 

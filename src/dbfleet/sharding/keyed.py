@@ -135,18 +135,21 @@ class KeyedWriter(Writer):
         late = _late(values)
         if not any(late):
             return
-        nested = list(_nested(original))
+        nested, is_looked_up = list(_nested(original)), False
         if self.wrapper.features.update_can_self_select:
             # MariaDB reads all rows first where a subquery is of the same table, as
             # Django's is for a query over several; else a subquery changes nothing.
             own = self.table.name
-            if original.count_active_tables() > 1 or any(own in q for q in nested):
+            is_looked_up = original.count_active_tables() > 1
+            if is_looked_up or any(own in tables for tables in nested):
                 self._reads_old = len(self.table.pk_fields) == 1
-                return
-            nested = []
+                if self._reads_old:
+                    return
+            else:
+                nested = []
         for (field, _, _), name, reads in zip(values, names, late, strict=True):
             # What MySQL makes of a subquery is its optimizer's choice.
-            if reads and (name in picked or nested):
+            if reads and (name in picked or nested or is_looked_up):
                 raise RouteRefused(
                     "E415",
                     f"update() of {self.table.label} on alias {self.wrapper.alias!r} "
@@ -403,7 +406,8 @@ def _nested(query: Query) -> Iterator[set[str]]:
     while pending:
         node = pending.pop()
         if isinstance(node, Query):
-            yield {table.table_name for table in node.alias_map.values()}
+            used = (alias for alias, count in node.alias_refcount.items() if count)
+            yield {node.alias_map[alias].table_name for alias in used}
             pending.append(node.where)
         elif hasattr(node, "get_source_expressions"):
             pending += node.get_source_expressions()
