@@ -114,6 +114,14 @@ def run(alias: str, jobs: Mapping[str, Job], limits: FanoutLimits) -> dict[str, 
     return found
 
 
+def give_up(engine: Any, node: Any) -> None:
+    """End the connection of a node whose statement did not end."""
+    connection, node.connection = node.connection, None
+    if connection is not None:
+        with contextlib.suppress(Exception):  # it may end by itself just now
+            engine.sever(connection)
+
+
 def side_by_side(
     wrapper: Any, limits: FanoutLimits, nodes: Sequence[Any], step: Callable[[Any], Any]
 ) -> list[Any]:
@@ -122,16 +130,11 @@ def side_by_side(
     As :func:`run`, but for as long as it takes: a write has no deadline.
     """
     engine = wrapper.engine
-
-    def abandon(node: Any) -> None:
-        connection, node.connection = node.connection, None
-        if connection is not None:
-            with contextlib.suppress(Exception):  # it may end by itself just now
-                engine.sever(connection)
-
     jobs = {
         node.alias: Job(
-            partial(step, node), partial(engine.cancel, node), partial(abandon, node)
+            partial(step, node),
+            partial(engine.cancel, node),
+            partial(give_up, engine, node),
         )
         for node in nodes
     }

@@ -7,7 +7,6 @@ instead, before a row was handed out.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -324,12 +323,8 @@ class ShardCursor:
 
     def abandon(self) -> None:
         node = self._node_in_use()
-        if node is None:
-            return
-        connection, node.connection = node.connection, None
-        if connection is not None:
-            with contextlib.suppress(Exception):  # it may end by itself just now
-                self._merger.wrapper.engine.sever(connection)
+        if node is not None:
+            fanout.give_up(self._merger.wrapper.engine, node)
 
 
 def _fetch(cursor: ShardCursor, budget: Budget | None) -> Answer:
