@@ -518,6 +518,7 @@ def _is_arbitrary(source: str, *, folds: bool) -> bool:
     - MariaDB 10.11 may find equal values distinct: with DISTINCT, it compares what a
       deviation is worked out from, as in
       ``SELECT DISTINCT VAR_POP(number) FROM orders GROUP BY id``.
+    - It may also forget ``ORDER BY`` of a key that it groups by, beside a window.
     """
     if _WINDOW_OVER_TIES.search(source):
         return True
@@ -525,11 +526,16 @@ def _is_arbitrary(source: str, *, folds: bool) -> bool:
         return False
     has_deviation = "Variance(" in source or "StdDev(" in source
     return bool(
-        (has_deviation and ".distinct(" in source) or _BYTES_OF_GROUP.search(source)
+        (has_deviation and ".distinct(" in source)
+        or _BYTES_OF_GROUP.search(source)
+        or ("Window(" in source and _ANNOTATED_AGGREGATE.search(source))
     )
 
 
 _WINDOW_OVER_TIES = re.compile(r"Window\((?!Count|Sum|Avg|Min|Max).*\.aggregate\(.*__")
+_ANNOTATED_AGGREGATE = re.compile(
+    r"annotate\(\w+=(Count|Sum|Avg|Min|Max|StdDev|Variance|Bit\w+)\("
+)
 _BYTES_OF_GROUP = re.compile(
     r"\.values\('.*\.annotate\(.*\.(filter|exclude)\(.*"
     r"__(contains|startswith|endswith|regex)="

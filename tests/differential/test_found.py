@@ -501,3 +501,49 @@ def test_a_row_that_a_join_finds_very_often_is_written_once(
     )
     assert found[0] == found[1]
     assert found[0] == [3, [1.0, 1.0, 1.0]]
+
+
+def test_rows_are_ordered_by_what_has_no_declared_type(
+    project: Make, tmp_path: Any
+) -> None:
+    """One database is not asked for the type of what it does not select."""
+    found = made(project, files(tmp_path)).run(
+        """
+        from app.models import Customer
+        from django.db.models import F, TextField, Value
+        from django.db.models.functions import Cast, Greatest
+
+        result = []
+        for alias in ("default", "plain"):
+            customers = Customer.objects.using(alias)
+            customers.bulk_create(Customer(pk=n, name=n % 4) for n in range(1, 10))
+            as_text = Cast("name", TextField())
+            ordered = customers.annotate(most=Greatest(F("name"), as_text))
+            ordered = ordered.order_by("-most", "-pk").values_list("pk", flat=True)
+            result.append(list(ordered))
+        """
+    )
+    assert found[0] == found[1] == [7, 3, 6, 2, 9, 5, 1, 8, 4]
+
+
+def test_rows_are_looked_for_by_an_automatic_key_of_zero(
+    project: Make, mariadb: Any, new_database: Callable[[Any], str]
+) -> None:
+    """Django refuses to store such a key on MariaDB, not to look for it."""
+    found = made_on(project, mariadb, new_database).run(
+        """
+        from app.models import Product
+
+        result = []
+        for alias in ("default", "plain"):
+            products = Product.objects.using(alias)
+            products.create(pk=5, sku="a")
+            counts = [
+                products.filter(pk__in=[0, 5]).update(sku="b"),
+                products.filter(pk=0).update(sku="c"),
+            ]
+            result.append([counts, list(products.values_list("pk", "sku"))])
+        """
+    )
+    assert found[0] == found[1]
+    assert found[0] == [[1, 0], [[5, "b"]]]

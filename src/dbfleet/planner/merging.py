@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.core.exceptions import EmptyResultSet, FullResultSet
+from django.core.exceptions import EmptyResultSet, FieldError, FullResultSet
 from django.db.models import Field
 from django.db.models.expressions import Col, ColPairs, Ref
 from django.db.models.functions import Collate
@@ -137,6 +137,8 @@ class Columns:
             sql, params = expression.select_format(self.compiler, sql, params)
         except (EmptyResultSet, FullResultSet):
             raise Unproved("it needs a condition that is always the same") from None
+        except FieldError:  # one database is not asked for the type of what it sorts by
+            raise Unproved(_no_type(expression)) from None
         return sql, tuple(params)
 
     def column(self, at: int) -> Column:
@@ -165,10 +167,17 @@ def kind_of(expression: Any) -> str:
     return str(_field_of(expression).get_internal_type())
 
 
+def _no_type(expression: Any) -> str:
+    return f"nothing is known of the type of {type(expression).__name__}"
+
+
 def _field_of(expression: Any) -> Any:
-    field: Any = getattr(expression, "_output_field_or_none", None)
+    try:
+        field: Any = getattr(expression, "_output_field_or_none", None)
+    except FieldError:
+        field = None
     if field is None:
-        raise Unproved(f"nothing is known of the type of {type(expression).__name__}")
+        raise Unproved(_no_type(expression))
     while field.remote_field:
         field = field.target_field
     return field

@@ -55,11 +55,17 @@ class Writer:
     def by_values(
         self, fields: Sequence[Any], rows: Sequence[Sequence[Any]]
     ) -> tuple[str, list[Any]]:
-        """``WHERE`` text that finds rows by values of some columns."""
+        """``WHERE`` text that finds rows by values of some columns.
+
+        Values are sent as a lookup sends them: what may not be stored, such as an
+        automatic key of 0 on MySQL, may be looked for.
+        """
         quote = self.wrapper.ops.quote_name
         prep = [
             [
-                field.get_db_prep_save(value, connection=self.wrapper)
+                field.get_db_prep_value(
+                    field.get_prep_value(value), self.wrapper, prepared=True
+                )
                 for field, value in zip(fields, row, strict=True)
             ]
             for row in rows
