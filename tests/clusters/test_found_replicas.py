@@ -54,7 +54,7 @@ from django.db.models.expressions import RawSQL
 from app.models import Note
 
 told = []
-events._subscribers.append(
+events.subscribers.append(
     lambda one: one.name.startswith("replica") and told.append([one.name, one.fields])
 )
 nodes = connection.nodes

@@ -61,7 +61,7 @@ from django.db import connection, connections, transaction
 from app.models import Note, Tag
 
 sent = []
-events._subscribers.append(
+events.subscribers.append(
     lambda event: event.name == "sent" and sent.append(event.fields["node"])
 )
 

@@ -31,6 +31,16 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 USE_TZ = False
 TEST_RUNNER = "conformance_recorder.RecordingRunner"
 """
+# PyMySQL makes a TLS context for each connection, which takes longer than most tests.
+MYSQL_SETTINGS = """\
+import functools
+import ssl
+
+import pymysql
+
+ssl.create_default_context = functools.lru_cache(ssl.create_default_context)
+pymysql.install_as_MySQLdb()
+"""
 # Django 5.2's own test settings say so; on 6.1 it is the default of the tests' models
 # that counts, and setting it makes tests fail.
 AUTO_FIELD = 'DEFAULT_AUTO_FIELD = "django.db.models.AutoField"\n'
@@ -149,7 +159,7 @@ def write_settings(
     """Write one settings module; ``alias`` is ``plain`` for the plain engine."""
     parts = ['"""Settings of a conformance run; written by it."""\n']
     if engine in ("mariadb", "mysql"):
-        parts.append("import pymysql\n\npymysql.install_as_MySQLdb()\n")
+        parts.append(MYSQL_SETTINGS)
     if alias in ("cluster", "sharded"):
         parts.append("from dbfleet import Cluster, Sharded, databases\n")
     parts.append(COMMON_SETTINGS)

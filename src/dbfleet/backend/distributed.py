@@ -121,7 +121,7 @@ class DistributedRouting(Routing):
         """Run a SELECT on the coordinator, or gather what that refuses."""
         query = compiler.query
         self.pinned_shard()  # raises: there are no shards to choose
-        if events.is_observed():
+        if events.subscribers:
             again = query.clone().get_compiler(connection=self.wrapper)
             try:
                 events.emit("routed", route=self.plan(again))
@@ -248,7 +248,7 @@ class DistributedRouting(Routing):
     def _gather(self, statement: Any, query: Any = None) -> GatheredRows:
         why = f"{self.topology.distributed_by} refused the statement as it is"
         route = plan_gathered(self.facts(), statement, why)
-        if events.is_observed():
+        if events.subscribers:
             events.emit("routed", route=route)
         return Gatherer(self, route, query).run(*statement.outer_sql)
 

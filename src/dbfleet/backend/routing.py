@@ -94,9 +94,11 @@ class Routing(Binding, Deciding, ShardRows):
 
         ``captures``: the write itself will tell the session what it wrote.
         """
-        self._check_writable(is_write)
         wrapper, transaction = self.wrapper, self.wrapper.transaction
-        self._reconnect()
+        if is_write and self.topology.read_only:
+            raise self._read_only()
+        if wrapper.needs_rollback:
+            self._reconnect()
         if cluster != HOME:
             ledger.shard_map(wrapper)  # raises where settings lack a shard
         node = wrapper.nodes.primary(cluster)
@@ -104,7 +106,7 @@ class Routing(Binding, Deciding, ShardRows):
             wrapper.nodes.replicas.refuse_lost(cluster, node)
         if emulated:
             emulated.sent(wrapper.nodes, cluster, is_write=is_write)
-        if events.is_observed():
+        if events.subscribers:
             self._tell_sent(cluster, wrapper.nodes.clusters[cluster].primary, is_write)
         if transaction.is_open:
             transaction.check_usable()
@@ -115,20 +117,18 @@ class Routing(Binding, Deciding, ShardRows):
                 wrapper.nodes.saw(cluster)
         return node
 
-    def _check_writable(self, is_write: bool) -> None:
-        if is_write and self.topology.read_only:
-            raise ReadOnlyAlias(
-                "E205",
-                f"alias {self.topology.alias!r} is declared read-only; the write was "
-                "not sent. Write through another alias, or remove READ_ONLY",
-            )
+    def _read_only(self) -> ReadOnlyAlias:
+        return ReadOnlyAlias(
+            "E205",
+            f"alias {self.topology.alias!r} is declared read-only; the write was not "
+            "sent. Write through another alias, or remove READ_ONLY",
+        )
 
     def _reconnect(self) -> None:
-        """A transaction whose connection was closed ends, or is refused, as on one
-        server: connecting says which."""
-        wrapper = self.wrapper
-        if wrapper.needs_rollback and wrapper.connection is None:
-            wrapper.ensure_connection()
+        """A transaction that has to roll back and whose connection was closed ends, or
+        is refused, as on one server: connecting says which."""
+        if self.wrapper.connection is None:
+            self.wrapper.ensure_connection()
 
     def keep_to_home(self) -> None:
         """Reads stay on home's connection for as long as that connection lives."""
@@ -150,12 +150,14 @@ class Routing(Binding, Deciding, ShardRows):
         wrapper, transaction = self.wrapper, self.wrapper.transaction
         if cluster == HOME or not transaction.is_open:
             return self.node(cluster, is_write=is_write)
-        self._check_writable(is_write)
-        self._reconnect()
+        if is_write and self.topology.read_only:
+            raise self._read_only()
+        if wrapper.needs_rollback:
+            self._reconnect()
         node = wrapper.nodes.primary(cluster, is_keeper=True)
         if node.leader is not None:
             wrapper.nodes.replicas.refuse_lost(cluster, node)
-        if events.is_observed():
+        if events.subscribers:
             self._tell_sent(cluster, wrapper.nodes.clusters[cluster].primary, is_write)
         transaction.check_usable()
         if is_write or transaction.has_keeper(cluster):
@@ -173,7 +175,7 @@ class Routing(Binding, Deciding, ShardRows):
         if cluster != HOME:
             ledger.shard_map(self.wrapper)
         node = self.wrapper.nodes.reader(self.place(cluster, query))
-        if events.is_observed():
+        if events.subscribers:
             self._tell_sent(cluster, name_of(self.wrapper, node), is_write=False)
         return node
 
@@ -211,7 +213,8 @@ class Routing(Binding, Deciding, ShardRows):
         if node is wrapper:
             return wrapper.home_cursor(name)
         with wrapper.wrap_database_errors:
-            return wrapper._prepare_cursor(self.vendor_cursor(node, name))
+            inner = self.vendor_cursor(node, name) if name else node.create_cursor()
+            return wrapper._prepare_cursor(inner)
 
     def vendor_cursor(self, node: Any, name: str | None = None) -> Any:
         """A cursor of the driver; inside a transaction a named one ends with it."""
@@ -281,7 +284,7 @@ class Routing(Binding, Deciding, ShardRows):
         compiler._ready = statement.outer_sql
         if merged is None and route.rung is not Rung.GATHER:
             return self._read_one(route, query, execute, *args, **kwargs)
-        if events.is_observed():
+        if events.subscribers:
             events.emit("routed", route=route)
         if merged is None:
             return self._gather_read(route, query, execute, *args, **kwargs)
@@ -297,12 +300,15 @@ class Routing(Binding, Deciding, ShardRows):
         **kwargs: Any,
     ) -> Any:
         """Run a SELECT on the one cluster of its route."""
-        if events.is_observed():
+        if events.subscribers:
             events.emit("routed", route=route)
         cluster = route.clusters[0]
         if route.replica_ok:
             self._aim_at(cluster, query)
-            return self.executed(execute, *args, **kwargs)
+            try:
+                return execute(*args, **kwargs)
+            finally:
+                self.target = None
         with self.on(cluster, is_write=query.select_for_update):
             return execute(*args, **kwargs)
 
@@ -340,7 +346,7 @@ class Routing(Binding, Deciding, ShardRows):
 
     def aim(self, compiler: Any) -> None:
         """The next cursor is for a SELECT of an alias without shards."""
-        if events.is_observed():
+        if events.subscribers:
             events.emit("routed", route=self.plan(compiler))
         self._aim_at(HOME, compiler.query)
 
@@ -476,7 +482,7 @@ class Routing(Binding, Deciding, ShardRows):
         route = self.planned(statement, only_gather=True)
         # What a merge is measured by depends on no other server's types and orders.
         route = replace(route, source=None)
-        if events.is_observed():
+        if events.subscribers:
             events.emit("routed", route=route)
         return Gatherer(self, route, statement.outer.query).run(sql, params)
 

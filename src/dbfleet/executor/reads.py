@@ -75,7 +75,7 @@ class ReadCursor:
     def _has_answered(self, choice: Choice, sql: Any, params: Any) -> bool:
         """Ask a node, and let its load and the breaker know how that went."""
         name = choice.name or self._replicas.primary_of(self._place)
-        if events.is_observed():
+        if events.subscribers:
             self._tell_sent(name)
         started = load.started(name)
         try:

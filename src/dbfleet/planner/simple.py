@@ -48,7 +48,10 @@ def key_value(query: Any, key: Any) -> Any:
     if type(query) is not Query or not _is_bare(query):
         return None
     where: Any = query.where
-    if where.negated or where.connector != AND or not _is_alone(query):
+    if where.negated or where.connector != AND:
+        return None
+    refcounts = query.alias_refcount  # of joins trimmed away, nobody uses the table
+    if len(refcounts) != 1 and sum(map(bool, refcounts.values())) != 1:
         return None
     found = None
     for lookup in where.children:
@@ -62,12 +65,6 @@ def key_value(query: Any, key: Any) -> Any:
                 return None
             found = value
     return found
-
-
-def _is_alone(query: Any) -> bool:
-    """Whether one table is used; a join that was trimmed away has no user left."""
-    refcounts = query.alias_refcount
-    return len(refcounts) == 1 or sum(map(bool, refcounts.values())) == 1
 
 
 def _is_bare(query: Any) -> bool:

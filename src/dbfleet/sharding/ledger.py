@@ -64,14 +64,17 @@ _TABLES = (
 
 @contextlib.contextmanager
 def control(wrapper: Any, cluster: str = "home") -> Iterator[Any]:
-    """A connection to home, or a shard's primary, outside the caller's transaction,
-    closed at the end.
+    """A connection to home, or a shard's primary, outside the caller's transaction.
 
-    SQLite has one writer at a time, so there the caller's own connection serves.
+    The caller's own where it has none open, and on SQLite, which has one writer at a
+    time; else another one, closed at the end.
     """
     if not wrapper.engine.gathers_at_home:
         wrapper.ensure_connection()
         yield wrapper
+        return
+    if not wrapper.transaction.is_open:
+        yield wrapper.nodes.primary(cluster)
         return
     node = wrapper.nodes.extra("control", cluster)
     node.leader = leaders.leader_of(wrapper.nodes.keys[cluster])
