@@ -47,6 +47,15 @@ class Line(models.Model):
     class Meta:
         shard_key = "order__customer"
 
+class Seat(models.Model):
+    pk = models.CompositePrimaryKey("customer_id", "number")
+    customer = models.ForeignKey(Customer, models.CASCADE)
+    number = models.IntegerField()
+    name = models.CharField(max_length=20, default="old")
+    score = models.IntegerField(default=0)
+    class Meta:
+        shard_key = "customer"
+
 class Call(models.Model):
     began = models.DateTimeField(null=True)
 
@@ -386,6 +395,59 @@ def test_assignments_see_of_each_other_what_one_database_shows(
     assert found[0] == found[1]
     assert found[0][0] == ["new", 1.0]
     assert found[2:] == ["dbfleet.E415", [["no", 0.0]]]
+
+
+_TURNS = """
+    from app.models import Customer, Seat
+    from dbfleet.errors import RouteRefused
+    from django.db.models import Case, F, Value, When
+    from django.db.utils import OperationalError
+
+    later = Case(When(score__gte=1, then=Value("new")), default=F("name"))
+    given = {"score": F("score") + 1, "name": later}
+    result = []
+    for alias in ("default", "plain"):
+        customers = Customer.objects.using(alias)
+        customers.bulk_create(Customer(pk=n, name="old") for n in range(1, 7))
+        Seat.objects.using(alias).bulk_create(
+            Seat(customer_id=n, number=n) for n in range(1, 7)
+        )
+        result.append([])
+        for rows in (
+            customers.filter(pk__in=customers.filter(pk__lte=2).values("pk")),
+            customers.filter(pk__in=Seat.objects.using(alias).values("number")),
+            Seat.objects.using(alias).filter(number__lte=2),
+            Seat.objects.using(alias).filter(customer__name="old"),
+        ):
+            model = rows.model.objects.using(alias).order_by("pk")
+            for one in (model, customers):
+                one.update(score=0, name="old")
+            try:
+                rows.update(**given)
+                result[-1].append(list(model.values_list("name", "score")))
+            except RouteRefused as error:
+                assert not model.exclude(score=0, name="old").exists()
+                result[-1].append(error.code)
+            except OperationalError as error:  # MySQL on its own refuses some of them
+                result[-1].append(str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("server", "refused"), [("mariadb", {3}), ("mysql", {0, 1})]
+)
+def test_assignments_that_cannot_be_in_turn_are_refused(
+    project: Make,
+    request: pytest.FixtureRequest,
+    new_database: Callable[[Any], str],
+    server: str,
+    refused: set[int],
+) -> None:
+    """Where rows are looked up first, by a composite key or a subquery of MySQL."""
+    cluster = request.getfixturevalue(server)
+    sharded, plain = made_on(project, cluster, new_database).run(_TURNS)
+    for at, (ours, theirs) in enumerate(zip(sharded, plain, strict=True)):
+        assert ours == ("dbfleet.E415" if at in refused else theirs)
 
 
 def test_a_group_by_key_whose_having_names_a_column_of_two_tables(

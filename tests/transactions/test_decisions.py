@@ -12,7 +12,7 @@ def test_old_decisions_are_forgotten_and_recent_ones_kept(
 ) -> None:
     found = sharded().run(
         """
-from dbfleet.transactions import transaction as module
+from dbfleet.transactions import two_phase as module
 
 create_tables()
 Account.objects.bulk_create([Account(id=n, balance=10) for n in range(1, 31)])

@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from dbfleet.engines.base import Engine, GatheredRows, Position, Verdict
-from dbfleet.engines.gathering import Budget, Fetched, FragmentSpec, Overflow, Portion
+from dbfleet.engines.base import Engine
+from dbfleet.engines.gathering import (
+    Budget,
+    Fetched,
+    FragmentSpec,
+    GatheredRows,
+    Overflow,
+    Portion,
+)
 from dbfleet.engines.inline import INLINE, InlineColumn, NotCarried
+from dbfleet.engines.positions import Position, Verdict
 
 __all__ = [
     "INLINE",

@@ -10,48 +10,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from django.db.utils import DatabaseError, OperationalError
 
-from dbfleet.engines.gathering import Budget, Fetched, FragmentSpec, Portion, Row
+from dbfleet.engines.gathering import (
+    Budget,
+    Fetched,
+    FragmentSpec,
+    GatheredRows,
+    Portion,
+    Row,
+)
 from dbfleet.engines.inline import InlineColumn
-
-
-class Position(NamedTuple):
-    """A place in a primary's log. Compared only by its own engine.
-
-    ``timeline`` counts promotions, 0 where a server does not; None is not known.
-    ``system`` names the server system, "" is not known.
-    """
-
-    value: Any
-    timeline: int | None = 0
-    system: str = ""
-
-
-class Verdict(Enum):
-    """Whether a node has applied a position."""
-
-    COVERED = "covered"
-    BEHIND = "behind"
-    #: the node is on a later timeline, of whose history nothing is known here
-    UNKNOWN = "unknown"
-    #: the position was never part of the node's history
-    LOST = "lost"
-
-
-@dataclass(slots=True)
-class GatheredRows:
-    """The result of a gathered statement, complete in memory."""
-
-    rows: list[Row]
-    description: Any
-    rowcount: int
-    fetched_rows: int = 0
-    statements: list[str] = field(default_factory=list)
+from dbfleet.engines.positions import Position, Verdict
 
 
 class Engine:

@@ -23,7 +23,9 @@ from typing import Any, ClassVar
 from django.db.utils import OperationalError
 
 from dbfleet import lexer
-from dbfleet.engines.base import Engine, GatheredRows, Position, Verdict, execute
+from dbfleet.engines.base import Engine, execute
+from dbfleet.engines.gathering import GatheredRows
+from dbfleet.engines.positions import Position, Verdict
 
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS dbfleet_commits (id integer NOT NULL PRIMARY KEY "

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db.utils import Error
 
-from dbfleet.engines.base import GatheredRows
 from dbfleet.engines.gather_postgresql import composed, quote_literal, quote_name
+from dbfleet.engines.gathering import GatheredRows
 from dbfleet.lexer import insertion_point
 
 if TYPE_CHECKING:

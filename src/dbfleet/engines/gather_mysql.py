@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 
 from django.db.utils import OperationalError
 
-from dbfleet.engines.base import Engine, GatheredRows
+from dbfleet.engines.base import Engine
 from dbfleet.engines.gathering import (
     Budget,
     Fetched,
     FragmentSpec,
+    GatheredRows,
     Portion,
     size_of,
 )

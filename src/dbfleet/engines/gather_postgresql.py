@@ -13,8 +13,15 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from dbfleet.engines.base import Engine, GatheredRows
-from dbfleet.engines.gathering import Budget, Fetched, FragmentSpec, Portion, Row
+from dbfleet.engines.base import Engine
+from dbfleet.engines.gathering import (
+    Budget,
+    Fetched,
+    FragmentSpec,
+    GatheredRows,
+    Portion,
+    Row,
+)
 
 #: bytes that are sent at a time
 _BLOCK = 2**16

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from dbfleet.engines.base import Engine, GatheredRows
+from dbfleet.engines.base import Engine
 from dbfleet.engines.gathering import (
     Budget,
     Fetched,
     FragmentSpec,
+    GatheredRows,
     Portion,
     size_of,
 )

@@ -1,4 +1,4 @@
-"""What travels in a gather: fragments, their rows, and how much of them.
+"""What travels in a gather: fragments, their rows, how much of them, and its result.
 
 No I/O. A budget is shared by the threads that read.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 Row = tuple[Any, ...]
@@ -57,6 +58,17 @@ class Fetched(NamedTuple):
 
     def rows(self) -> list[Row]:
         return [row for portion in self.portions for row in portion.rows()]
+
+
+@dataclass(slots=True)
+class GatheredRows:
+    """The result of a gathered statement, complete in memory."""
+
+    rows: list[Row]
+    description: Any
+    rowcount: int
+    fetched_rows: int = 0
+    statements: list[str] = field(default_factory=list)
 
 
 class Budget:

@@ -20,7 +20,9 @@ from django.db.utils import InterfaceError, OperationalError
 from django.utils.regex_helper import _lazy_re_compile
 
 from dbfleet.engines import uuidsets
-from dbfleet.engines.base import Engine, GatheredRows, Position, Verdict
+from dbfleet.engines.base import Engine
+from dbfleet.engines.gathering import GatheredRows
+from dbfleet.engines.positions import Position, Verdict
 
 #: capability and status bits of the protocol (MariaDB Knowledge Base, "Connection")
 _SESSION_TRACK = 1 << 23

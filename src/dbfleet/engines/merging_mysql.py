@@ -14,8 +14,8 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from dbfleet.engines.base import Engine, GatheredRows
-from dbfleet.engines.gathering import Row
+from dbfleet.engines.base import Engine
+from dbfleet.engines.gathering import GatheredRows, Row
 from dbfleet.engines.inline import (
     INLINE,
     InlineColumn,

@@ -24,8 +24,9 @@ from typing import Any
 from django.db.utils import Error, NotSupportedError
 
 from dbfleet import lexer
-from dbfleet.engines.base import Engine, GatheredRows
+from dbfleet.engines.base import Engine
 from dbfleet.engines.gather_sqlite import quote_name
+from dbfleet.engines.gathering import GatheredRows
 
 PREFIX = "dbfleet_past"
 _numbers = itertools.count(1)

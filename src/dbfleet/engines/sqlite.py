@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 
 from django.db.utils import DataError
 
-from dbfleet.engines.base import GatheredRows
 from dbfleet.engines.counter import CommitCounter
 from dbfleet.engines.gather_sqlite import SQLiteGather, quote_name
-from dbfleet.engines.gathering import FragmentSpec, Row
+from dbfleet.engines.gathering import FragmentSpec, GatheredRows, Row
 from dbfleet.engines.inline import INLINE, InlineColumn, inline_names
 
 #: what the server's own collations make of text

@@ -16,7 +16,9 @@ from typing import Any, ClassVar
 
 from django.db.utils import Error, ProgrammingError
 
-from dbfleet.engines.base import Engine, GatheredRows, Position, Verdict, execute
+from dbfleet.engines.base import Engine, execute
+from dbfleet.engines.gathering import GatheredRows
+from dbfleet.engines.positions import Position, Verdict
 
 _INTRANS, _INERROR = 2, 3
 #: PostgreSQL manual, "WAIT FOR"

@@ -69,6 +69,11 @@ def resolved_params(wrapper: Any, get_params: Callable[[], Any]) -> Any:
         wrapper.settings_dict = declared
 
 
+def is_in_memory(wrapper: Any) -> bool:
+    """Whether the data of a wrapper's database end with its connection."""
+    return bool(getattr(wrapper, "is_in_memory_db", bool)())
+
+
 class NodeMixin:
     """A vendor wrapper as a node of an alias; ``owner`` is the alias's wrapper."""
 
@@ -530,7 +535,6 @@ class NodeSet:
         for node in self.opened():
             with contextlib.suppress(Exception):
                 node.close()
-            # A database in memory, as of a test run, ends with its last connection.
-            if not getattr(node, "is_in_memory_db", bool)():
+            if not is_in_memory(node):
                 node.connection = None
         self._leaving.clear()

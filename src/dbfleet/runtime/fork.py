@@ -17,6 +17,7 @@ import os
 import weakref
 from typing import Any
 
+from dbfleet.executor.nodes import is_in_memory
 from dbfleet.runtime import scopes
 
 _alive: set[weakref.ref[Any]] = set()
@@ -63,8 +64,8 @@ def _abandon(wrapper: Any) -> None:
     pools = getattr(wrapper, "_connection_pools", {})
     _inherited.append(pools.pop(wrapper.alias, None))  # its threads stayed behind
     connection = wrapper.connection
-    if connection is None or _is_in_memory(wrapper):
-        return
+    if connection is None or is_in_memory(wrapper):
+        return  # the child has a copy of what is in memory
     _inherited.append(connection)
     _drop_socket(connection)
     wrapper.connection = None
@@ -72,12 +73,6 @@ def _abandon(wrapper: Any) -> None:
     if wrapper.in_atomic_block:
         # The block was begun by the parent; in the child it can only end.
         wrapper.closed_in_transaction = wrapper.needs_rollback = True
-
-
-def _is_in_memory(wrapper: Any) -> bool:
-    # The child has a copy of the data, which lives in the connection.
-    is_in_memory = getattr(wrapper, "is_in_memory_db", None)
-    return is_in_memory is not None and bool(is_in_memory())
 
 
 def _drop_socket(connection: Any) -> None:

@@ -20,8 +20,8 @@ from django.db import connections
 
 from dbfleet import sessions
 from dbfleet.engines import Engine, Position
-from dbfleet.engines.base import Verdict
 from dbfleet.engines.past import Past, past_of
+from dbfleet.engines.positions import Verdict
 from dbfleet.errors import NodeUnavailable
 from dbfleet.executor.cursors import RowsCursor
 from dbfleet.executor.emulated import emulated

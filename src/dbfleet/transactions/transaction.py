@@ -4,20 +4,14 @@ Home begins with the alias; another node is enlisted when a statement first touc
 it: BEGIN, then the savepoints that are open. Invariant: after any outcome no node
 keeps a transaction of ours open, except a prepared one that an error has named.
 
-Protocol (Gray and Lamport, "Consensus on Transaction Commit", presumed abort with
-the decision in one participant's own log): writers other than home prepare, home
-commits the decision row with its own work, the prepared ones commit. Where shards keep
-claims, one of them decides in the place of a home that wrote nothing.
+How several writers commit as one is :mod:`dbfleet.transactions.two_phase`'s.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import itertools
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,54 +19,20 @@ from django.db.backends.utils import debug_transaction
 from django.db.utils import Error
 
 from dbfleet.errors import (
-    CommitPending,
     CommitUnknown,
     NodeUnavailable,
-    RollbackPending,
     RouteRefused,
     TransactionAborted,
-    TwoPhaseUnavailable,
 )
 from dbfleet.executor.emulated import emulated
 from dbfleet.executor.failures import reason_of
-from dbfleet.observe import events
+from dbfleet.transactions.two_phase import HOME, Participant, TwoPhase, key_of
 
 if TYPE_CHECKING:
     from dbfleet.engines import Engine
 
-HOME = "home"
 
-#: how long a decision can be read; a server's clock may be off by a day
-DECISIONS_KEPT = datetime.timedelta(days=8)
-DECISIONS_BETWEEN_PRUNING = 1000
-_decisions = itertools.count(1)
-
-
-@dataclass(slots=True)
-class Participant:
-    """A node inside the transaction."""
-
-    cluster: str
-    node: Any
-    gid: str
-    #: the driver's connection that has the transaction; no other one may go on
-    connection: Any
-    #: its name in the settings
-    server: str
-    #: a branch that only writes claims, on a second connection to the node
-    is_keeper: bool = False
-    wrote: bool = False
-
-    @property
-    def key(self) -> str:
-        return _key(self.cluster, is_keeper=self.is_keeper)
-
-
-def _key(cluster: str, *, is_keeper: bool) -> str:
-    return f"{cluster}+claims" if is_keeper else cluster
-
-
-class FleetTransaction:
+class FleetTransaction(TwoPhase):
     """Enlists nodes and carries a commit to every one of them."""
 
     def __init__(self, wrapper: Any) -> None:
@@ -140,7 +100,7 @@ class FleetTransaction:
             self.home_wrote = self.home_wrote or is_write
             self._begin_home()
             return
-        part = self.enlisted.get(_key(cluster, is_keeper=is_keeper))
+        part = self.enlisted.get(key_of(cluster, is_keeper=is_keeper))
         if part is None:
             gid = self._gid(cluster, is_keeper=is_keeper)
             self.engine.begin(node, gid, self._first)
@@ -174,7 +134,7 @@ class FleetTransaction:
 
     def has_keeper(self, cluster: str) -> bool:
         """Whether the transaction wrote claims on this shard; no I/O."""
-        return _key(cluster, is_keeper=True) in self.enlisted
+        return key_of(cluster, is_keeper=True) in self.enlisted
 
     def _has_ended(self, part: Participant) -> bool:
         node = part.node
@@ -418,153 +378,6 @@ class FleetTransaction:
             f"{', '.join(done)} committed, {failed} failed ({reason_of(error)}). This "
             "alias cannot commit several nodes as one (SQLite, or COMMIT = "
             "'best_effort'); compare the rows on these nodes and repair by hand",
-        )
-
-    def _commit_prepared(
-        self, writers: list[Participant], commit_home: Callable[[], Any]
-    ) -> None:
-        prepared: list[Participant] = []
-        decider = self._decider(writers)
-        try:
-            for part in writers:
-                if part is not decider:
-                    self._prepare(part)
-                    prepared.append(part)
-                    del self.enlisted[part.key]
-            self._write_decision(prepared, decider)
-            if decider is not None:
-                commit_home()  # it only read, and may still refuse
-        except BaseException as error:
-            # A PREPARE without an answer may have happened.
-            unsure = [p for p in writers if p not in prepared and self._has_ended(p)]
-            self._undo(prepared, unsure, error)
-            raise
-        events.emit("commit_prepared", id=self._id, nodes=[p.cluster for p in prepared])
-        try:
-            if decider is None:
-                commit_home()
-            else:
-                self.engine.commit(decider.node, decider.gid)
-                del self.enlisted[decider.key]
-        except Error as error:
-            if self.engine.is_lost(decider.node if decider else self.wrapper):
-                raise self._undecided(prepared, decider, error) from error
-            self._undo(prepared, [], error)
-            raise
-        self._finish_prepared(prepared)
-
-    def _decider(self, writers: list[Participant]) -> Participant | None:
-        """Who commits the decision with its own work; None: home.
-
-        Claims have to be seen before rows are, so a branch of claims can be first as
-        well as home. Home has no part in what it did not write.
-        """
-        if self.home_wrote:
-            return None
-        return next((part for part in writers if part.is_keeper), None)
-
-    def _prepare(self, part: Participant) -> None:
-        try:
-            self.engine.prepare(part.node, part.gid)
-        except TwoPhaseUnavailable:
-            self.enlisted.pop(part.key, None)
-            raise
-        except Error as error:
-            if "prepared transactions are disabled" not in str(error):
-                raise
-            raise TwoPhaseUnavailable(
-                "E601",
-                f"{part.server} cannot prepare transactions, so writes to "
-                f"several nodes of alias {self.wrapper.alias!r} cannot be made atomic; "
-                "all was rolled back. Set max_prepared_transactions on the server, or "
-                'COMMIT = "best_effort" for the alias to accept partial commits',
-            ) from error
-
-    def _write_decision(
-        self, prepared: list[Participant], decider: Participant | None
-    ) -> None:
-        if decider is None:
-            self._begin_home()
-        node = self.wrapper if decider is None else decider.node
-        names = " ".join(part.key for part in prepared)
-        self.engine.run(
-            node,
-            "INSERT INTO dbfleet_decision (gid, participants, decided_at) "
-            "VALUES (%s, %s, CURRENT_TIMESTAMP)",
-            [self._id, names],
-        ).close()
-        if next(_decisions) % DECISIONS_BETWEEN_PRUNING == 0:
-            self._prune_decisions(node)
-
-    def _prune_decisions(self, node: Any) -> None:
-        """Forget decisions that nothing prepared can still be waiting for."""
-        old = datetime.datetime.now(datetime.UTC) - DECISIONS_KEPT
-        self.engine.run(
-            node,
-            "DELETE FROM dbfleet_decision WHERE decided_at < %s",
-            [old.strftime("%Y-%m-%d %H:%M:%S")],
-        ).close()
-
-    def _undo(
-        self,
-        prepared: list[Participant],
-        unsure: list[Participant],
-        error: BaseException,
-    ) -> None:
-        """Roll back what is, or may be, prepared; raises RollbackPending."""
-        pending = []
-        for part in [*prepared, *unsure]:
-            try:
-                if part in unsure:
-                    part.node.close()
-                self.engine.rollback_prepared(part.node, part.gid)
-            except Error:
-                pending.append(part)
-        if pending:
-            raise RollbackPending(
-                "E604",
-                f"transaction {self._id} of {self.wrapper.alias!r} is rolled back "
-                f"({reason_of(error)}), but these nodes did not answer and may hold "
-                "it prepared: " + self._settling(pending, commit=False),
-            ) from error
-
-    def _finish_prepared(self, prepared: list[Participant]) -> None:
-        pending: list[Participant] = []
-        for part in sorted(prepared, key=lambda part: not part.is_keeper):
-            try:
-                # No row is shown before its claims are, which lookups rely on.
-                if part.is_keeper or not any(left.is_keeper for left in pending):
-                    self.engine.commit_prepared(part.node, part.gid)
-                else:
-                    pending.append(part)
-            except Error:
-                pending.append(part)
-        if pending:
-            raise CommitPending(
-                "E603",
-                f"transaction {self._id} of {self.wrapper.alias!r} is committed, but "
-                "these nodes still hold it prepared; in this order: "
-                + self._settling(pending, commit=True),
-            )
-
-    def _undecided(
-        self, prepared: list[Participant], decider: Participant | None, error: Error
-    ) -> CommitUnknown:
-        who = HOME if decider is None else decider.server
-        return CommitUnknown(
-            "E602",
-            f"{who} of {self.wrapper.alias!r} did not answer the commit of "
-            f"{self._id} ({reason_of(error)}). If SELECT 1 FROM dbfleet_decision WHERE "
-            f"gid = '{self._id}' finds a row in {who}, run "
-            + self._settling(prepared, commit=True)
-            + "; if not, run "
-            + self._settling(prepared, commit=False),
-        )
-
-    def _settling(self, parts: list[Participant], *, commit: bool) -> str:
-        return "; ".join(
-            f"on {part.server}: {self.engine.settling_sql(part.gid, commit=commit)}"
-            for part in sorted(parts, key=lambda part: not part.is_keeper)
         )
 
     def _unanswered(self, node: str, error: Error) -> CommitUnknown:

@@ -19,8 +19,10 @@ from dbfleet.backend import cursor as raw_cursors
 from dbfleet.backend.base import FleetMixin
 from dbfleet.backend.routing import Routing
 from dbfleet.engines import wal
-from dbfleet.engines.base import GatheredRows, Position, Verdict, execute
+from dbfleet.engines.base import execute
+from dbfleet.engines.gathering import GatheredRows
 from dbfleet.engines.mysql import MySQLEngine
+from dbfleet.engines.positions import Position, Verdict
 from dbfleet.engines.postgresql import PostgreSQLEngine
 from dbfleet.executor.nodes import NodeSet
 from dbfleet.executor.reads import ReadCursor, StreamCursor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dbfleet.engines.base import Verdict
+from dbfleet.engines.positions import Verdict
 from dbfleet.executor import leaders
 from dbfleet.executor.nodes import NodeSet
 from dbfleet.executor.replicas import Replicas

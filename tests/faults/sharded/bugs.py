@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dbfleet.transactions.transaction import FleetTransaction, Participant
+from dbfleet.transactions.transaction import FleetTransaction
+from dbfleet.transactions.two_phase import Participant
 
 
 def skip_prepare() -> None:
