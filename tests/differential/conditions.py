@@ -351,7 +351,9 @@ class Conditions(Schema):
         path = self.path(model, ("json",), multi=False)
         if path is None:
             return None
-        name = self.one(("KeyTextTransform", "KT", "F"))
+        # KT() goes to no other table: it would read a document out of the foreign key.
+        is_own = "__" not in path.name
+        name = self.one(("KeyTextTransform", *(("KT",) if is_own else ()), "F"))
         if name == "KeyTextTransform":
             return call(name, "'a'", repr(path.name)), "other"
         return call(name, repr(f"{path.name}__a")), "other"

@@ -433,9 +433,7 @@ _TURNS = """
 """
 
 
-@pytest.mark.parametrize(
-    ("server", "refused"), [("mariadb", {3}), ("mysql", {0, 1})]
-)
+@pytest.mark.parametrize(("server", "refused"), [("mariadb", {3}), ("mysql", {0, 1})])
 def test_assignments_that_cannot_be_in_turn_are_refused(
     project: Make,
     request: pytest.FixtureRequest,

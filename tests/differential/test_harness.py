@@ -12,7 +12,7 @@ from decimal import Decimal
 
 import pytest
 
-from tests.differential.compare import Seen, canonical
+from tests.differential.compare import Expected, Outcome, Seen, canonical, difference
 from tests.differential.several import seeds_of
 from tests.differential.source import Code, call, chain, either, text
 
@@ -327,3 +327,14 @@ def test_code_shrinks() -> None:
     assert "list(Model.objects.filter(Q(a=1)).order_by('pk'))" in found
     assert all("order_by" in source for source in found)
     assert text("x").parts == ()
+
+
+def test_a_rounded_deviation_may_end_in_the_next_digit() -> None:
+    one, next_one, other = (
+        Outcome(canonical([(1, Decimal(value))]))
+        for value in ("21.0182", "21.0181", "21.0180")
+    )
+    rounded = Expected(has_rounded=True)
+    assert difference(one, next_one, rounded) is None
+    assert difference(one, other, rounded) == "other rows"
+    assert difference(one, next_one, Expected()) == "other rows"
