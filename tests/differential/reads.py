@@ -523,7 +523,8 @@ def _is_arbitrary(source: str, *, folds: bool) -> bool:
     - MariaDB 10.11 may find equal values distinct: with DISTINCT, it compares what a
       deviation is worked out from, as in
       ``SELECT DISTINCT VAR_POP(number) FROM orders GROUP BY id``.
-    - It may also forget ``ORDER BY`` of a key that it groups by, beside a window.
+    - It may also forget ``ORDER BY`` of a key that it groups by, beside a window, and
+      look a subquery of ``HAVING`` up with the key of another group.
     """
     if _WINDOW_OVER_TIES.search(source) or _SUBQUERY_BESIDE_WINDOW.search(source):
         return True
@@ -533,6 +534,7 @@ def _is_arbitrary(source: str, *, folds: bool) -> bool:
         (_DEVIATION.search(source) and ".distinct(" in source)
         or _BYTES_OF_GROUP.search(source)
         or ("Window(" in source and _ANNOTATED_AGGREGATE.search(source))
+        or _SUBQUERY_OF_HAVING.search(source)
     )
 
 
@@ -541,6 +543,9 @@ _WINDOW_OVER_TIES = re.compile(r"Window\((?!Count|Sum|Avg|Min|Max).*\.aggregate\
 _SUBQUERY_BESIDE_WINDOW = re.compile(r"Window\(.*__in=\w+\.objects")
 _ANNOTATED_AGGREGATE = re.compile(
     r"annotate\(\w+=(Count|Sum|Avg|Min|Max|StdDev|Variance|Bit\w+)\("
+)
+_SUBQUERY_OF_HAVING = re.compile(
+    _ANNOTATED_AGGREGATE.pattern + r".*\.(filter|exclude)\(.*OuterRef"
 )
 _BYTES_OF_GROUP = re.compile(
     r"\.values\('.*\.annotate\(.*\.(filter|exclude)\(.*"
