@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from django.db.utils import OperationalError
 
+from dbfleet import lexer
 from dbfleet.engines.base import Engine
 from dbfleet.engines.gathering import (
     Budget,
@@ -78,7 +79,11 @@ class MySQLGather(Engine):
                 raise
         # What MySQL infers from unique columns it says of home's own tables, which have
         # them: it refuses here what it would refuse on one database.
-        self.run(home, f"EXPLAIN {sql}", params).close()
+        tokens = list(lexer.significant(sql, self.vendor))
+        explained = (
+            sql if lexer.explain_prefix(tokens, self.vendor) else f"EXPLAIN {sql}"
+        )
+        self.run(home, explained, params).close()
         self.run(home, _LENIENT).close()
         try:
             return self._gather(home, fetched, sql, params)
