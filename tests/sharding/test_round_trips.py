@@ -161,3 +161,33 @@ result = {
 """
     )
     assert found == {"below": False, "next": 1, "above": engine == "mariadb"}
+
+
+def test_a_lease_of_ids_opens_a_connection_in_a_transaction_alone(
+    sharded: Sharded, engine: str
+) -> None:
+    """There ids have to outlive it on MariaDB; a sequence of PostgreSQL always does."""
+    found = sharded(models=MODELS).run(
+        SETUP
+        + """
+from django.db import transaction
+from dbfleet.sharding import ids
+
+
+def opened():
+    ids.forget(connection)
+    before = proxies["home"].counts.connections
+    first = Order.objects.create(customer=1, total=1).pk
+    return proxies["home"].counts.connections - before, first
+
+
+opened()  # home is connected
+outside, first = opened()
+with transaction.atomic():
+    inside, second = opened()
+    transaction.set_rollback(True)
+_, third = opened()
+result = [outside, inside], first < second < third
+"""
+    )
+    assert found == [[0, int(engine == "mariadb")], True]
