@@ -40,6 +40,7 @@ class Order(models.Model):
 
 class Item(models.Model):
     id = models.UUIDField(primary_key=True)
+    made = models.DateTimeField(null=True)
 
 class Line(models.Model):
     order = models.ForeignKey(Order, models.CASCADE)
@@ -609,3 +610,33 @@ def test_rows_are_looked_for_by_an_automatic_key_of_zero(
     )
     assert found[0] == found[1]
     assert found[0] == [[1, 0], [[5, "b"]]]
+
+
+def test_having_names_a_column_of_a_grouped_key(
+    project: Make, postgres: Any, new_database: Callable[[Any], str]
+) -> None:
+    """Gathered rows travel inside the statement and have no key that implies it; Django
+    groups by the year and compares the moment."""
+    found = made_on(project, postgres, new_database).run(
+        """
+        import datetime
+        from app.models import Customer, Item, Line, Order
+        from django.db.models import Count, Q
+
+        result = []
+        for alias in ("default", "plain"):
+            Customer.objects.using(alias).create(pk=1, name="x")
+            order = Order.objects.using(alias).create(pk=1, customer_id=1)
+            for n in range(1, 7):
+                made = datetime.datetime(2019 + n % 3, 5, 1, tzinfo=datetime.UTC)
+                item = Item.objects.using(alias).create(pk=f"{n:032}", made=made)
+                for _ in range(n % 2):
+                    Line.objects.using(alias).create(order=order, item=item)
+            items = Item.objects.using(alias).annotate(n=Count("line"))
+            found = items.filter(Q(made__year=2020) ^ Q(n__gt=0))
+            keys = found.order_by("pk").values_list("pk", flat=True)
+            result.append([found.count(), [key.int for key in keys]])
+        """
+    )
+    assert found[0] == found[1]
+    assert found[0][0] == len(found[0][1]) == 3

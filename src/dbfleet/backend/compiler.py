@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+from django.db.models.expressions import Col
 from django.db.models.sql.compiler import (
     SQLAggregateCompiler,
     SQLDeleteCompiler,
@@ -50,6 +51,7 @@ class CompilerMixin:
 
     connection: Any
     query: Any
+    having: Any
     vendor_compiler: type
     #: what was found out about a SELECT while its route was looked for
     shape: Shape | None = None
@@ -112,7 +114,7 @@ class CompilerMixin:
             and not engine.keeps_keys
         ):
             # Inline rows have no primary key that a server could infer from.
-            found = expressions
+            found = [*expressions, *_implied(expressions, self.having)]
         else:
             found = super().collapse_group_by(expressions, having)  # type: ignore[misc]
         # What a primary key stands for is grouped by as well.
@@ -124,6 +126,27 @@ class CompilerMixin:
         if ready is not None:
             return ready
         return super().as_sql(*args, **kwargs)  # type: ignore[misc]
+
+
+def _implied(grouped: Any, having: Any) -> list[Any]:
+    """Columns that HAVING names and a grouped primary key implies.
+
+    Django groups by what a lookup compares, such as a year; the lookup's own SQL may
+    compare the column.
+    """
+    if having is None:
+        return []
+    keys = {
+        one.alias for one in grouped if isinstance(one, Col) and one.target.primary_key
+    }
+    named = (part for leaf in having.leaves() for part in _parts(leaf))
+    columns = (part for part in named if isinstance(part, Col) and part.alias in keys)
+    return [one for one in dict.fromkeys(columns) if one not in grouped]
+
+
+def _parts(leaf: Any) -> Iterator[Any]:
+    """The expressions of a condition; none of hand-written SQL."""
+    return leaf.flatten() if hasattr(leaf, "flatten") else iter(())
 
 
 class AggregateMixin:
