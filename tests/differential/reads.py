@@ -518,6 +518,7 @@ def _is_arbitrary(source: str, *, folds: bool) -> bool:
     - A window over rows that tie because an aggregate joins other rows to each.
     - A subquery in a filter beside one of a window: Django selects it as one value, and
       SQLite takes its first row.
+    - Which of two equal decimals with other numbers of digits a set operation shows.
     - MariaDB and MySQL group texts that are equal in any case, and show one of them,
       which a condition on its bytes then takes or leaves.
     - MariaDB 10.11 may find equal values distinct: with DISTINCT, it compares what a
@@ -526,7 +527,8 @@ def _is_arbitrary(source: str, *, folds: bool) -> bool:
     - It may also forget ``ORDER BY`` of a key that it groups by, beside a window, and
       look a subquery of ``HAVING`` up with the key of another group.
     """
-    if _WINDOW_OVER_TIES.search(source) or _SUBQUERY_BESIDE_WINDOW.search(source):
+    chance = (_WINDOW_OVER_TIES, _SUBQUERY_BESIDE_WINDOW, _DECIMALS_OF_SETS)
+    if any(one.search(source) for one in chance):
         return True
     if not folds:
         return False
@@ -541,6 +543,10 @@ def _is_arbitrary(source: str, *, folds: bool) -> bool:
 _DEVIATION = re.compile(r"\b(Variance|StdDev)\(")
 _WINDOW_OVER_TIES = re.compile(r"Window\((?!Count|Sum|Avg|Min|Max).*\.aggregate\(.*__")
 _SUBQUERY_BESIDE_WINDOW = re.compile(r"Window\(.*__in=\w+\.objects")
+_DECIMALS_OF_SETS = re.compile(
+    r"(?s)^(?!.*all=True)(?=.*'cost')(?=.*'(price|total|balance)').*"
+    r"\.(intersection|union)\("
+)
 _ANNOTATED_AGGREGATE = re.compile(
     r"annotate\(\w+=(Count|Sum|Avg|Min|Max|StdDev|Variance|Bit\w+)\("
 )
