@@ -59,6 +59,7 @@ class Seat(models.Model):
 
 class Call(models.Model):
     began = models.DateTimeField(null=True)
+    ended = models.DateTimeField(null=True)
 
 class Country(models.Model):
     code = models.CharField(max_length=2, unique=True)
@@ -640,3 +641,40 @@ def test_having_names_a_column_of_a_grouped_key(
     )
     assert found[0] == found[1]
     assert found[0][0] == len(found[0][1]) == 3
+
+
+@pytest.mark.parametrize("server", ["mariadb", "postgres"])
+def test_distinct_rows_are_sorted_by_what_is_not_selected_and_may_be_null(
+    project: Make,
+    request: pytest.FixtureRequest,
+    new_database: Callable[[Any], str],
+    server: str,
+) -> None:
+    """MariaDB and MySQL are asked for a column more, which says whether it is NULL."""
+    cluster = request.getfixturevalue(server)
+    found = made_on(project, cluster, new_database).run(
+        """
+        import datetime
+        from app.models import Call
+        from django.db.models import F
+
+        def day(n):
+            return datetime.datetime(2024, 5, n + 1, tzinfo=datetime.UTC) if n else None
+
+        result = []
+        for alias in ("default", "plain"):
+            calls = Call.objects.using(alias)
+            calls.bulk_create(
+                Call(pk=n, began=day(n * 7 % 4), ended=day(n % 5)) for n in range(1, 20)
+            )
+            for first, second in (
+                (F("began").desc(nulls_first=True), F("ended").asc(nulls_last=True)),
+                (F("began").asc(nulls_last=True), F("ended").desc(nulls_last=True)),
+                (F("began").asc(nulls_first=True), F("ended").desc(nulls_first=True)),
+            ):
+                keys = calls.values_list("pk", flat=True).distinct()
+                keys = keys.order_by(first, second, "-pk")
+                result.append([list(keys), list(keys[3:9])])
+        """
+    )
+    assert found[:3] == found[3:]

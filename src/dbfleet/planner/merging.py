@@ -14,7 +14,7 @@ from typing import Any
 
 from django.core.exceptions import EmptyResultSet, FieldError, FullResultSet
 from django.db.models import Field
-from django.db.models.expressions import Col, ColPairs, Ref
+from django.db.models.expressions import Col, ColPairs, OrderBy, Ref
 from django.db.models.functions import Collate
 
 from dbfleet import lexer
@@ -102,6 +102,8 @@ class Columns:
         chosen = compiler.shape.chosen
         if any(isinstance(expression, ColPairs) for expression, _, _ in chosen):
             raise Unproved("it selects a composite key as one value")
+        if any(_is_of_two(compiler, expression) for expression, _, _ in chosen):
+            raise Unproved("its distinct rows have a column more for the place of NULL")
         self.expressions = [bare(expression) for expression, _, _ in chosen]
         self.sql: list[Sql] = [(sql, tuple(params)) for _, (sql, params), _ in chosen]
         self.width = len(chosen)
@@ -146,6 +148,15 @@ class Columns:
         expression = self.expressions[at]
         kind, source = comparison_of(self.facts, expression)
         return Column(at, kind == "text", source)
+
+
+def _is_of_two(compiler: Any, expression: Any) -> bool:
+    """Whether DISTINCT selects what is sorted by, and before it whether it is NULL: so
+    Django has it where a server knows no NULLS FIRST."""
+    if compiler.connection.features.supports_order_by_nulls_modifier:
+        return False
+    is_order = isinstance(expression, OrderBy)
+    return is_order and bool(expression.nulls_first or expression.nulls_last)
 
 
 def comparison_of(facts: Facts, expression: Any) -> tuple[str, Any]:
