@@ -518,16 +518,20 @@ def _is_arbitrary(source: str, *, folds: bool) -> bool:
     - A window over rows that tie because an aggregate joins other rows to each.
     - A subquery in a filter beside one of a window: Django selects it as one value, and
       SQLite takes its first row.
+    - Whether SQLite comes to a pattern that is too long for it.
     - Which of two equal decimals with other numbers of digits a set operation shows.
     - MariaDB and MySQL group texts that are equal in any case, and show one of them,
       which a condition on its bytes then takes or leaves.
     - MariaDB 10.11 may find equal values distinct: with DISTINCT, it compares what a
       deviation is worked out from, as in
       ``SELECT DISTINCT VAR_POP(number) FROM orders GROUP BY id``.
+    - It counts rows twice that DISTINCT leaves out, for OFFSET, where a key is given.
     - It may also forget ``ORDER BY`` of a key that it groups by, beside a window, and
       look a subquery of ``HAVING`` up with the key of another group.
     """
-    chance = (_WINDOW_OVER_TIES, _SUBQUERY_BESIDE_WINDOW, _DECIMALS_OF_SETS)
+    chance = (
+        _WINDOW_OVER_TIES, _SUBQUERY_BESIDE_WINDOW, _DECIMALS_OF_SETS, _LONG_PATTERN
+    )  # fmt: skip
     if any(one.search(source) for one in chance):
         return True
     if not folds:
@@ -537,6 +541,7 @@ def _is_arbitrary(source: str, *, folds: bool) -> bool:
         or _BYTES_OF_GROUP.search(source)
         or ("Window(" in source and _ANNOTATED_AGGREGATE.search(source))
         or _SUBQUERY_OF_HAVING.search(source)
+        or _OFFSET_OF_DISTINCT.search(source)
     )
 
 
@@ -550,6 +555,8 @@ _DECIMALS_OF_SETS = re.compile(
 _ANNOTATED_AGGREGATE = re.compile(
     r"annotate\(\w+=(Count|Sum|Avg|Min|Max|StdDev|Variance|Bit\w+)\("
 )
+_LONG_PATTERN = re.compile(r"__i?(exact|contains|startswith|endswith)='(long){20}")
+_OFFSET_OF_DISTINCT = re.compile(r"\b(id|pk)=\d.*\.distinct\(\).*\[[1-9]\d*:")
 _SUBQUERY_OF_HAVING = re.compile(
     _ANNOTATED_AGGREGATE.pattern + r".*\.(filter|exclude)\(.*OuterRef"
 )

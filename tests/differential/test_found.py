@@ -678,3 +678,27 @@ def test_distinct_rows_are_sorted_by_what_is_not_selected_and_may_be_null(
         """
     )
     assert found[:3] == found[3:]
+
+
+def test_groups_of_a_year_that_having_compares_by_its_days(
+    project: Make, tmp_path: Any
+) -> None:
+    found = made(project, files(tmp_path)).run(
+        """
+        import datetime
+        from app.models import Call
+        from django.db.models import Count, Q
+
+        may = datetime.datetime(1998, 5, 1, tzinfo=datetime.UTC)
+        result = []
+        for alias in ("default", "plain"):
+            calls = Call.objects.using(alias)
+            calls.bulk_create(
+                Call(pk=n, began=may.replace(year=1998 + n % 3)) for n in range(1, 9)
+            )
+            groups = calls.values("ended").annotate(n=Count("pk"))
+            found = groups.filter(Q(began__iso_year__lte=1999) ^ Q(n__isnull=True))
+            result.append(sorted(group["n"] for group in found))
+        """
+    )
+    assert found == [[2, 3], [2, 3]]

@@ -21,7 +21,7 @@ from django.db.models.expressions import (
     Subquery,
 )
 from django.db.models.functions import Cast, Coalesce
-from django.db.models.lookups import Lookup
+from django.db.models.lookups import Lookup, YearLookup
 from django.db.models.sql import Query
 
 from dbfleet.engines import INLINE
@@ -240,6 +240,8 @@ class _Finals:
             return self._carry(self.grouped[node], node, is_whole)
         if isinstance(node, (Query, Subquery)):
             raise Unproved("a subquery stands beside its aggregates")
+        if isinstance(node, YearLookup) and node.lhs in self.grouped:
+            raise Unproved("a year is grouped by and its days are compared")
         sources: list[Any] = []
         if hasattr(node, "get_source_expressions"):
             sources = node.get_source_expressions()
