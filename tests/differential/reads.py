@@ -519,11 +519,12 @@ def _is_arbitrary(source: str, *, folds: bool) -> bool:
     - A subquery in a filter beside one of a window: Django selects it as one value, and
       SQLite takes its first row.
     - Whether SQLite comes to a pattern that is too long for it.
-    - Which of two equal decimals with other numbers of digits a set operation shows.
+    - Which of two equal decimals with other numbers of digits a set operation shows, or
+      shows first.
     - MariaDB and MySQL group texts that are equal in any case, and show one of them,
       which a condition on its bytes then takes or leaves.
-    - MariaDB 10.11 may find equal values distinct: with DISTINCT, it compares what a
-      deviation is worked out from, as in
+    - MariaDB 10.11 may find equal values distinct: with DISTINCT, it compares what an
+      average or a deviation is worked out from, as in
       ``SELECT DISTINCT VAR_POP(number) FROM orders GROUP BY id``.
     - It counts rows twice that DISTINCT leaves out, for OFFSET, where a key is given.
     - It may also forget ``ORDER BY`` of a key that it groups by, beside a window, and
@@ -537,7 +538,7 @@ def _is_arbitrary(source: str, *, folds: bool) -> bool:
     if not folds:
         return False
     return bool(
-        (_DEVIATION.search(source) and ".distinct(" in source)
+        (_WORKED_OUT.search(source) and ".distinct(" in source)
         or _BYTES_OF_GROUP.search(source)
         or ("Window(" in source and _ANNOTATED_AGGREGATE.search(source))
         or _SUBQUERY_OF_HAVING.search(source)
@@ -546,11 +547,11 @@ def _is_arbitrary(source: str, *, folds: bool) -> bool:
 
 
 _DEVIATION = re.compile(r"\b(Variance|StdDev)\(")
+_WORKED_OUT = re.compile(r"\b(Avg|Variance|StdDev)\(")
 _WINDOW_OVER_TIES = re.compile(r"Window\((?!Count|Sum|Avg|Min|Max).*\.aggregate\(.*__")
 _SUBQUERY_BESIDE_WINDOW = re.compile(r"Window\(.*__in=\w+\.objects")
 _DECIMALS_OF_SETS = re.compile(
-    r"(?s)^(?!.*all=True)(?=.*'cost')(?=.*'(price|total|balance)').*"
-    r"\.(intersection|union)\("
+    r"(?s)^(?=.*'cost')(?=.*'(price|total|balance)').*\.(intersection|union)\("
 )
 _ANNOTATED_AGGREGATE = re.compile(
     r"annotate\(\w+=(Count|Sum|Avg|Min|Max|StdDev|Variance|Bit\w+)\("
