@@ -305,10 +305,7 @@ class Routing(Binding, Deciding, ShardRows):
         cluster = route.clusters[0]
         if route.replica_ok:
             self._aim_at(cluster, query)
-            try:
-                return execute(*args, **kwargs)
-            finally:
-                self.target = None
+            return self.executed(execute, *args, **kwargs)
         with self.on(cluster, is_write=query.select_for_update):
             return execute(*args, **kwargs)
 
