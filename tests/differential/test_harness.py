@@ -338,3 +338,5 @@ def test_a_rounded_deviation_may_end_in_the_next_digit() -> None:
     assert difference(one, next_one, rounded) is None
     assert difference(one, other, rounded) == "other rows"
     assert difference(one, next_one, Expected()) == "other rows"
+    cent, two_cents = (Outcome(canonical([Decimal(v)])) for v in ("0.01", "0.02"))
+    assert difference(cent, two_cents, rounded) == "other rows"
